@@ -1,0 +1,99 @@
+"""Atomic writing: a file holds its old contents or the whole new ones, never a mixture."""
+
+import os
+import stat
+
+import pytest
+
+from diffusion_utils.files import write_atomically
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_new_file_appears_with_its_parent_folders(tmp_path):
+    path = tmp_path / "a" / "b" / "note.txt"
+    write_atomically(path, lambda temporary: temporary.write_text("new"))
+    assert path.read_text() == "new"
+    assert names(path.parent) == ["note.txt"]
+
+
+def test_path_may_be_a_string_and_is_replaced(tmp_path):
+    path = tmp_path / "note.txt"
+    path.write_text("old and longer")
+    write_atomically(str(path), lambda temporary: temporary.write_text("new"))
+    assert path.read_text() == "new"
+
+
+def test_the_result_is_readable_by_others(tmp_path):
+    path = tmp_path / "note.txt"
+    write_atomically(path, lambda temporary: temporary.write_text("new"))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), ValueError("no"), KeyboardInterrupt()])
+def test_a_failing_write_leaves_the_old_file_and_no_leftovers(tmp_path, error):
+    path = tmp_path / "note.txt"
+    path.write_text("old")
+
+    def fail(temporary):
+        temporary.write_text("half of the n")
+        raise error
+
+    with pytest.raises(type(error)):
+        write_atomically(path, fail)
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["note.txt"]
+
+
+def test_a_failing_first_write_leaves_nothing(tmp_path):
+    def fail(temporary):
+        temporary.write_text("half")
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_atomically(tmp_path / "note.txt", fail)
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("moment", ["fsync", "chmod", "replace"])
+def test_a_failure_before_the_rename_changes_nothing(tmp_path, monkeypatch, moment):
+    path = tmp_path / "note.txt"
+    path.write_text("old")
+
+    def fail(*args, **kwargs):
+        raise OSError("simulated")
+
+    monkeypatch.setattr(os, moment, fail)
+    with pytest.raises(OSError, match="simulated"):
+        write_atomically(path, lambda temporary: temporary.write_text("new"))
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["note.txt"]
+
+
+def test_the_file_is_on_disk_before_it_gets_its_name(tmp_path, monkeypatch):
+    """A rename that reaches the disk before the bytes do would leave an empty file."""
+    done = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: (done.append("fsync"), fsync(handle)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (done.append("replace"), replace(a, b)))
+    write_atomically(tmp_path / "note.txt", lambda temporary: temporary.write_text("new"))
+    assert done[:2] == ["fsync", "replace"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+@pytest.mark.parametrize("moment", ["fsync", "chmod", "replace"])
+def test_a_process_that_dies_on_the_way_leaves_the_old_file(tmp_path, monkeypatch, moment):
+    path = tmp_path / "note.txt"
+    path.write_text("old")
+    child = os.fork()
+    if child == 0:  # dies as by SIGKILL: no `finally` runs
+        monkeypatch.setattr(os, moment, lambda *args: os._exit(7))
+        write_atomically(path, lambda temporary: temporary.write_text("new"))
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert path.read_text() == "old"
+    assert len(names(tmp_path)) == 2  # and a leftover, which the next write does not mind
+    write_atomically(path, lambda temporary: temporary.write_text("new"))
+    assert path.read_text() == "new"
