@@ -1,0 +1,128 @@
+"""What the network is asked for: the noise, the picture, or a mixture of both.
+
+Given x_t = α·x₀ + σ·ε (α = √ᾱ_t, σ = √(1-ᾱ_t), so α² + σ² = 1), each of these determines the others:
+
+    "epsilon"       ε                 DDPM, Ho et al. 2020
+    "sample"        x₀                the clean picture
+    "v_prediction"  v = α·ε - σ·x₀    Salimans & Ho 2022 (2202.00512), section 4
+
+They are equal on paper and very different for a network: turning an ε into an x₀ multiplies the
+network's error by σ/α, which grows without bound as the noise takes over.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from diffusion_utils.schedule import Schedule
+
+PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
+
+
+def target(prediction_type: str, x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """What the network should answer for x_t = alpha·x0 + sigma·noise.
+
+    Args:
+        prediction_type: "epsilon", "sample" or "v_prediction".
+        x0, noise: pictures in [-1, 1] and standard normal noise, both (N, C, H, W).
+        alpha, sigma: from `Schedule.alpha_sigma`, broadcastable to x0.
+
+    Raises:
+        ValueError: unknown prediction type.
+    """
+    _check(prediction_type)
+    if prediction_type == "epsilon":
+        return noise
+    if prediction_type == "sample":
+        return x0
+    return alpha * noise - sigma * x0
+
+
+def to_sample(prediction_type: str, output: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """x̂₀ from the network's output: (x_t - σε̂)/α, x̂₀ itself, or α·x_t - σ·v̂.
+
+    For "epsilon" alpha must not be 0: where no signal is left, ε says nothing about the picture.
+    """
+    _check(prediction_type)
+    if prediction_type == "epsilon":
+        return (x_t - sigma * output) / alpha
+    if prediction_type == "sample":
+        return output
+    return alpha * x_t - sigma * output
+
+
+def to_epsilon(prediction_type: str, output: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """ε̂ from the network's output: ε̂ itself, (x_t - αx̂₀)/σ, or σ·x_t + α·v̂."""
+    _check(prediction_type)
+    if prediction_type == "epsilon":
+        return output
+    if prediction_type == "sample":
+        return (x_t - alpha * output) / sigma
+    return sigma * x_t + alpha * output
+
+
+def convert(
+    output: Tensor, from_type: str, to_type: str, x_t: Tensor, alpha: Tensor, sigma: Tensor
+) -> Tensor:
+    """The same prediction, expressed as another type (any of the three to any other)."""
+    _check(to_type)
+    if from_type == to_type:  # no detour through x₀ and ε, which would divide by α or σ for nothing
+        return output
+    x0 = to_sample(from_type, output, x_t, alpha, sigma)
+    noise = to_epsilon(from_type, output, x_t, alpha, sigma)
+    return target(to_type, x0, noise, alpha, sigma)
+
+
+def min_snr_weight(prediction_type: str, snr: Tensor, gamma: float = 5.0) -> Tensor:
+    """Loss weight per timestep so that no noise level dominates the gradient.
+
+    Min-SNR-γ (Hang et al. 2023, 2303.09556, section 3.4).  Measured on x₀ the weight is
+    min(SNR, γ); an error in ε is an error in x₀ times √SNR, one in v times √(SNR+1), hence
+
+        "sample": min(SNR, γ)    "epsilon": min(SNR, γ)/SNR    "v_prediction": min(SNR, γ)/(SNR+1)
+
+    Args:
+        snr: signal-to-noise ratios ≥ 0, any shape; 0 is allowed (for ε the limit, 1, is returned).
+        gamma: the cut, 5 in the paper; > 0.
+    """
+    _check(prediction_type)
+    if gamma <= 0:
+        raise ValueError(f"gamma must be greater than 0, not {gamma}")
+    if prediction_type == "epsilon":
+        return gamma / snr.clamp(min=gamma)
+    if prediction_type == "sample":
+        return snr.clamp(max=gamma)
+    return snr.clamp(max=gamma) / (snr + 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Denoiser:
+    """A network together with what it takes to read its answer as a picture.
+
+    Calling it gives x̂₀, whatever the network predicts; every sampler needs just that:
+
+        x0_hat = denoiser(x_t, t)       # x_t (N, C, H, W), t int64 (N,) in [0, T-1]
+    """
+
+    net: nn.Module
+    schedule: Schedule
+    prediction_type: str
+
+    def __post_init__(self):
+        _check(self.prediction_type)
+        if self.prediction_type == "epsilon" and float(self.schedule.alphas_cumprod[-1]) == 0:
+            raise ValueError(
+                "epsilon prediction cannot work with a zero-terminal-SNR schedule: at the last "
+                "timestep nothing of the picture is left; use 'v_prediction' or 'sample'"
+            )
+
+    def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
+        alpha, sigma = self.schedule.alpha_sigma(t, like=x_t)
+        return to_sample(self.prediction_type, self.net(x_t, t), x_t, alpha, sigma)
+
+
+def _check(prediction_type: str) -> None:
+    if prediction_type not in PREDICTION_TYPES:
+        raise ValueError(
+            f"unknown prediction_type {prediction_type!r}: choose one of {', '.join(PREDICTION_TYPES)}"
+        )

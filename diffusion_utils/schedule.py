@@ -1,0 +1,165 @@
+"""Noise schedules: how much picture and how much noise there is at each timestep.
+
+The forward process mixes a picture x₀ with Gaussian noise ε (DDPM, Ho et al. 2020, eq. 4):
+
+    x_t = √ᾱ_t · x₀ + √(1 - ᾱ_t) · ε          "alpha" = √ᾱ_t, "sigma" = √(1 - ᾱ_t)
+
+A schedule is nothing but the list of ᾱ_t for the integer timesteps t = 0 … T-1; t = 0 carries the
+least noise.  The lists are kept in float64, because ᾱ spans many orders of magnitude; what touches
+a picture is cast to the picture's own type.
+"""
+
+import math
+from dataclasses import dataclass
+from numbers import Integral
+
+import torch
+from torch import Tensor
+
+SCHEDULES = ("linear", "cosine")
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """ᾱ_t for t = 0 … T-1, and what follows from it.
+
+    Args:
+        alphas_cumprod: float64 tensor of shape (T,), falling, in [0, 1).
+        name: how the schedule was made; stored in model cards.
+    """
+
+    alphas_cumprod: Tensor
+    name: str = "custom"
+
+    @property
+    def num_train_timesteps(self) -> int:
+        """T, the number of timesteps."""
+        return len(self.alphas_cumprod)
+
+    @property
+    def betas(self) -> Tensor:
+        """β_t = 1 - ᾱ_t / ᾱ_{t-1}: the share of variance replaced by noise in step t, shape (T,)."""
+        previous = torch.cat([torch.ones(1, dtype=torch.float64), self.alphas_cumprod[:-1]])
+        return 1 - self.alphas_cumprod / previous
+
+    def snr(self, t: Tensor | None = None) -> Tensor:
+        """Signal-to-noise ratio ᾱ_t / (1 - ᾱ_t), float64, for timesteps `t` (default: all T)."""
+        alphas_cumprod = self.alphas_cumprod if t is None else self._at(t)
+        return alphas_cumprod / (1 - alphas_cumprod)
+
+    def alpha_sigma(self, t: Tensor | int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """√ᾱ_t and √(1 - ᾱ_t), shaped to multiply the batch `like`.
+
+        Args:
+            t: int64 timesteps of shape (N,), or one integer for the whole batch; -1 means the
+                finished picture (alpha = 1, sigma = 0), which is where samplers end.
+            like: a batch of shape (N, ...); gives type, device and number of dimensions.
+
+        Returns:
+            Two tensors of shape (N, 1, ..., 1), or (1, ..., 1) for an integer t.
+        """
+        t = torch.as_tensor(t).reshape(-1)
+        if len(t) not in (1, len(like)):
+            raise ValueError(f"{len(t)} timesteps for {len(like)} pictures: give one each, or one for all")
+        alphas_cumprod = self._at(t).reshape(-1, *[1] * (like.dim() - 1))
+        # Cast before moving: some devices (Apple's) have no float64.
+        return tuple(x.sqrt().to(like.dtype).to(like.device) for x in (alphas_cumprod, 1 - alphas_cumprod))
+
+    def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor | int) -> Tensor:
+        """Jump from x₀ straight to x_t: √ᾱ_t · x₀ + √(1 - ᾱ_t) · ε  (DDPM eq. 4).
+
+        Args:
+            x0: clean pictures (N, C, H, W) in [-1, 1].
+            noise: standard normal ε of the same shape.
+            t: integer timesteps (N,) in [0, T-1], or one integer for all; -1 gives x0 back.
+
+        Raises:
+            ValueError: x0 and noise differ in shape, or a timestep lies outside the schedule.
+        """
+        if x0.shape != noise.shape:
+            raise ValueError(
+                f"x0 has shape {tuple(x0.shape)} but noise has {tuple(noise.shape)}: "
+                "draw the noise with torch.randn_like(x0)"
+            )
+        alpha, sigma = self.alpha_sigma(t, like=x0)
+        return alpha * x0 + sigma * noise
+
+    def rescale_zero_terminal_snr(self) -> "Schedule":
+        """The same schedule, shifted and stretched so that ᾱ_{T-1} = 0 exactly.
+
+        Usual schedules leave a little of the picture in x_{T-1}; sampling, which starts from pure
+        noise, then meets an input the network never saw.  Lin et al. 2023 (2305.08891), algorithm
+        1: √ᾱ is mapped linearly so that its last value becomes 0 and its first stays.  A network
+        that predicts ε learns nothing where no signal is left: use `sample` or `v_prediction`.
+        """
+        root = self.alphas_cumprod.sqrt()
+        if len(root) < 2:
+            raise ValueError("a schedule of one timestep cannot be rescaled: use T of 2 or more")
+        root = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
+        return Schedule(root**2, name=self.name + "+zero_terminal_snr")
+
+    def _at(self, t: Tensor) -> Tensor:
+        """ᾱ at timesteps t, on t's own device, with ᾱ_{-1} = 1; a clear error instead of a silent
+        wrap-around for anything else."""
+        if t.is_floating_point() or t.dtype == torch.bool:
+            raise ValueError(f"timesteps must be integers, not {t.dtype}")
+        t = t.long()
+        # On a GPU the check would make the host wait for the device; indexing still fails there.
+        if t.device.type == "cpu" and t.numel() and not -1 <= t.min() <= t.max() < len(self.alphas_cumprod):
+            raise ValueError(
+                f"timesteps must lie in [0, {self.num_train_timesteps - 1}], "
+                f"not {int(t.min())}…{int(t.max())} (only -1, the finished picture, is allowed besides)"
+            )
+        extended = torch.cat([self.alphas_cumprod, torch.ones(1, dtype=torch.float64)])
+        return extended.to(t.device)[t]
+
+
+def linear(num_train_timesteps: int = 1000) -> Schedule:
+    """DDPM's schedule (Ho et al. 2020, section 4): β rises linearly from 1e-4 to 0.02 at T = 1000.
+
+    Those numbers are made for T = 1000.  Used unchanged for T = 200 they leave a good third of the
+    picture in x_T.  So for any other T the *curve* stays and is read at T points: log ᾱ of the
+    1000-step schedule, interpolated at 1000·(t+1)/T.  Where T divides 1000 this is exactly every
+    (1000/T)-th entry, as in the respacing of Nichol & Dhariwal 2021, and ᾱ_{T-1} is 4e-5 for every T.
+    """
+    _check_timesteps(num_train_timesteps)
+    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    log_alphas_cumprod = torch.cat([torch.zeros(1, dtype=torch.float64), (1 - betas).log().cumsum(0)])
+    position = 1000 * torch.arange(1, num_train_timesteps + 1, dtype=torch.float64) / num_train_timesteps
+    left = position.floor().long().clamp(max=999)
+    log_alphas_cumprod = torch.lerp(
+        log_alphas_cumprod[left], log_alphas_cumprod[left + 1], position - left
+    )
+    return Schedule(log_alphas_cumprod.exp(), name="linear")
+
+
+def cosine(num_train_timesteps: int = 1000) -> Schedule:
+    """Nichol & Dhariwal 2021 (2102.09672), eq. 17: ᾱ follows cos² and is gentle at both ends.
+
+    As in the paper β is cut at 0.999, so that the last step keeps a trace of signal.
+    """
+    _check_timesteps(num_train_timesteps)
+    s = 0.008  # keeps β from becoming too small near t = 0
+    u = torch.arange(num_train_timesteps + 1, dtype=torch.float64) / num_train_timesteps
+    f = torch.cos((u + s) / (1 + s) * math.pi / 2) ** 2
+    betas = (1 - f[1:] / f[:-1]).clamp(max=0.999)
+    return Schedule((1 - betas).cumprod(0), name="cosine")
+
+
+def make_schedule(
+    name: str = "cosine", num_train_timesteps: int = 1000, zero_terminal_snr: bool = False
+) -> Schedule:
+    """A schedule by name ("linear" or "cosine"); this is what configurations and model cards call.
+
+    Raises:
+        ValueError: unknown name, or fewer than one timestep.
+    """
+    if name not in SCHEDULES:
+        raise ValueError(f"unknown schedule {name!r}: choose one of {', '.join(SCHEDULES)}")
+    schedule = {"linear": linear, "cosine": cosine}[name](num_train_timesteps)
+    return schedule.rescale_zero_terminal_snr() if zero_terminal_snr else schedule
+
+
+def _check_timesteps(num_train_timesteps: int) -> None:
+    if not isinstance(num_train_timesteps, Integral) or num_train_timesteps < 1:
+        raise ValueError(f"num_train_timesteps must be a whole number ≥ 1, not {num_train_timesteps!r}")
