@@ -1,0 +1,16 @@
+"""Pictures to learn from: real cars from disk, and toy cars drawn by code."""
+
+import torch
+from torch import Tensor
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 pictures 0 … 255 to float32 in [-1, 1], the range every network here works in."""
+    if images.dtype != torch.uint8:
+        raise ValueError(f"expected uint8 pictures, not {images.dtype}")
+    return images.float() / 127.5 - 1
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Float pictures in [-1, 1] to uint8 0 … 255, rounded; values outside are clipped."""
+    return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
