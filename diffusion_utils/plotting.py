@@ -9,6 +9,7 @@ draw it a second time and none piles up in memory; `figure.savefig(path)` works 
 applies to these figures alone: importing this module leaves matplotlib's settings untouched.
 """
 
+import itertools
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -213,12 +214,16 @@ def curves(
         if log and any((value <= 0).any() for value in values):
             raise ValueError(f"log{what} needs {what} above 0: shift the values or set log{what}=False")
     with _line_figure() as (figure, (axes,)):
-        for name, y in lines.items():
-            axes.plot(x, y, label=name, marker="o" if len(x) <= 20 else "")
+        # Dashes as well as colours, so that a curve under another one can still be seen.
+        for (name, y), dashes in zip(lines.items(), itertools.cycle(("-", "--", "-.", ":"))):
+            axes.plot(x, y, label=name, linestyle=dashes, marker="o" if len(x) <= 20 else "")
         if floor is not None:
-            axes.axhline(floor, color="0.35", linestyle="--", linewidth=1.2, label=floor_label)
+            axes.axhline(floor, color="0.35", linestyle=(0, (1, 1)), linewidth=1.2, label=floor_label)
         axes.set(xlabel=xlabel, ylabel=ylabel, title=title,
                  xscale="log" if logx else "linear", yscale="log" if logy else "linear")
+        if logx and len(x) <= 10:  # few measured points: name them rather than the powers of ten
+            axes.set_xticks(x, [f"{value:g}" for value in x])
+            axes.set_xticks([], minor=True)
         axes.legend()
     return figure
 
@@ -244,7 +249,8 @@ def network_drawing(stages: Sequence, shape: tuple[int, int, int] = (3, 64, 64))
             axes.add_patch(
                 plt.Rectangle((x, -tall / 2), wide, tall, facecolor=fill.get(part, "0.7"), edgecolor="0.25")
             )
-            axes.text(x + wide / 2, 0, f"{channels}", ha="center", va="center", rotation=90, color="black")
+            axes.text(x + wide / 2, 0, f"{channels}", ha="center", va="center", color="black",
+                      rotation=90 if tall > wide else 0)
             axes.text(x + wide / 2, tall / 2 + 0.15, f"{height}²" if height == width else f"{height}×{width}",
                       ha="center", va="bottom", color="black", fontsize=FONT_SIZE - 1)
             label = part if part in ("input", "stem", "head") else kind.split(" + ")[0]

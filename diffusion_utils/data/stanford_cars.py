@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from scipy.io import loadmat
@@ -78,9 +78,12 @@ def is_held_out(name: str) -> bool:
 def find() -> Path | None:
     """The folder that holds stanford_cars/, or None.
 
-    Looks where STANFORD_CARS_ROOT points, then in ./data.  No download, no error.
+    Looks where STANFORD_CARS_ROOT points, in ./data, and where `download` leaves it.  No download,
+    no error.
     """
-    candidates = [os.environ.get(ROOT_VARIABLE), "data"]
+    kaggle = Path(os.environ.get("KAGGLEHUB_CACHE", Path.home() / ".cache" / "kagglehub"))
+    downloaded = sorted(kaggle.glob(f"datasets/{KAGGLE_DATASET}/versions/*"), reverse=True)
+    candidates = [os.environ.get(ROOT_VARIABLE), "data", *downloaded]
     return next((Path(c) for c in candidates if c and (_inner(Path(c)) / "devkit").is_dir()), None)
 
 
@@ -183,6 +186,8 @@ def crop(image: Image.Image, box: tuple[float, float, float, float] | None, size
     Where the window (see `window`) leaves the frame, the edge pixels are repeated.  Resizing
     averages over all source pixels (antialiasing).
     """
+    if box is None:  # a phone stores which way is up beside the pixels; boxes count the pixels as stored
+        image = ImageOps.exif_transpose(image)
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
