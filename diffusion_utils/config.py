@@ -1,0 +1,90 @@
+"""What a training run is asked to do, as one value that checkpoints and model cards can store."""
+
+from dataclasses import dataclass, field
+
+from diffusion_utils.prediction import PREDICTION_TYPES
+from diffusion_utils.schedule import Schedule, make_schedule
+
+BUDGET = ("steps", "images", "minutes")
+# What may differ when a run is resumed: when to stop and how often to report, not what is learnt.
+FREE_ON_RESUME = {*BUDGET, "log_every", "checkpoint_every"}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides what a run learns; stored in its checkpoint and its model card.
+
+    Attributes:
+        network: name and options for `networks.build`, e.g. {"name": "resnet", "stem": 4}.
+        prediction_type: "epsilon", "sample" or "v_prediction".
+        schedule, num_train_timesteps, zero_terminal_snr: for `schedule.make_schedule`.
+        min_snr_gamma: weigh the loss by Min-SNR-γ; None: every timestep counts the same.
+        steps, images, minutes: when to stop; the first that is reached (None: no limit by it).
+        batch_size: pictures per step, over all processes together.
+        learning_rate: the peak, after `warmup_steps` of linear rise and until the last
+            `decay_fraction` of the budget, over which it falls linearly to 0.
+        ema_decay: of the exponential moving average of the weights, the network that is used.
+        flip: mirror each picture left to right with probability ½.
+        mixed_precision: "bf16", "no", or "auto": bf16 where the device computes in it natively.
+        compile: torch.compile; "auto": on a GPU.
+        log_every, checkpoint_every: in steps.
+    """
+
+    network: dict = field(default_factory=lambda: {"name": "resnet"})
+    prediction_type: str = "sample"
+    schedule: str = "cosine"
+    num_train_timesteps: int = 1000
+    zero_terminal_snr: bool = False
+    min_snr_gamma: float | None = None
+    steps: int | None = None
+    images: int | None = None
+    minutes: float | None = None
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    warmup_steps: int = 200
+    decay_fraction: float = 0.4
+    clip_grad_norm: float = 1.0
+    ema_decay: float = 0.999
+    flip: bool = True
+    seed: int = 0
+    mixed_precision: str = "auto"
+    compile: str = "auto"
+    log_every: int = 20
+    checkpoint_every: int = 500
+
+    def __post_init__(self):
+        if self.prediction_type not in PREDICTION_TYPES:
+            raise ValueError(
+                f"unknown prediction_type {self.prediction_type!r}: choose one of {', '.join(PREDICTION_TYPES)}"
+            )
+        if all(getattr(self, name) is None for name in BUDGET):
+            raise ValueError("say when to stop: give steps, images or minutes")
+        for name in (*BUDGET, "batch_size", "learning_rate", "log_every", "checkpoint_every"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be greater than 0, not {value}")
+        if not 0 <= self.ema_decay < 1 or not 0 <= self.decay_fraction <= 1:
+            raise ValueError("ema_decay must lie in [0, 1) and decay_fraction in [0, 1]")
+        for name, allowed in (("mixed_precision", ("auto", "no", "bf16")), ("compile", ("auto", "no", "yes"))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
+
+    def make_schedule(self) -> Schedule:
+        """The schedule this run trains on."""
+        return make_schedule(self.schedule, self.num_train_timesteps, self.zero_terminal_snr)
+
+    def progress(self, step: int, seconds: float) -> float:
+        """How much of the budget is used, in [0, 1], after `step` steps and `seconds` of training."""
+        used = [
+            (step, self.steps),
+            (step * self.batch_size, self.images),
+            (seconds / 60, self.minutes),
+        ]
+        return min(1.0, max(done / total for done, total in used if total is not None))
+
+    def learning_rate_at(self, step: int, progress: float) -> float:
+        """Warm-up, plateau, linear decay."""
+        warmup = min(1.0, (step + 1) / max(1, self.warmup_steps))
+        decay = min(1.0, (1 - progress) / self.decay_fraction) if self.decay_fraction else 1.0
+        return self.learning_rate * warmup * decay

@@ -1,0 +1,283 @@
+"""One training loop, used by the notebooks and by `python -m diffusion_utils.train` alike.
+
+`train` is a generator: it does the work and hands out a record every few steps; whoever consumes
+it decides what to print, plot or draw.  What happens in step k depends on the seed and k alone
+(pictures, flips, timesteps, noise), so a run that was stopped and resumed equals one that was not,
+and two processes, each taking its slice of the same batch, train the same model as one.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from diffusion_utils import networks
+from diffusion_utils.config import TrainConfig
+from diffusion_utils.data import to_float
+from diffusion_utils.prediction import Denoiser, min_snr_weight, target
+from diffusion_utils.runs import Log, load_checkpoint, read_log, restore, save_checkpoint, stop_on_signal
+from diffusion_utils.schedule import Schedule
+
+__all__ = [
+    "StepRecord", "TrainConfig", "diffusion_loss", "ema_update", "load_checkpoint", "make_batch", "read_log",
+    "stop_on_signal", "train",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class StepRecord:
+    """What `train` reports.
+
+    Attributes:
+        step: steps done so far.
+        images: pictures seen so far.
+        loss: mean over the steps since the last record.
+        learning_rate, grad_norm: of the latest step; grad_norm before clipping.
+        seconds: training time so far, earlier sessions of a resumed run included.
+        images_per_second: since the last record.
+        denoiser: the moving-average network, ready to sample from.
+        stopped: True on the last record when Ctrl-C or SIGTERM ended the run before its budget.
+    """
+
+    step: int
+    images: int
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    seconds: float
+    images_per_second: float
+    denoiser: Denoiser
+    stopped: bool = False
+
+    def to_json(self) -> dict:
+        """The numbers, for the log."""
+        return {k: v for k, v in vars(self).items() if k not in ("denoiser", "stopped")}
+
+
+def diffusion_loss(
+    net: nn.Module, x0: Tensor, noise: Tensor, t: Tensor, schedule: Schedule,
+    prediction_type: str, min_snr_gamma: float | None = None,
+) -> Tensor:  # fmt: skip
+    """Mean squared error between the network's answer for x_t and the target (DDPM eq. 14).
+
+    Args:
+        net: called as net(x_t, t).
+        x0: pictures (N, C, H, W) in [-1, 1];  noise: standard normal, same shape.
+        t: int64 (N,) in [0, T-1].
+        min_snr_gamma: weigh each picture by `min_snr_weight`; None: weight 1.
+    """
+    alpha, sigma = schedule.alpha_sigma(t, like=x0)
+    output = net(alpha * x0 + sigma * noise, t).float()
+    error = (output - target(prediction_type, x0, noise, alpha, sigma)).square().mean(dim=(1, 2, 3))
+    if min_snr_gamma is not None:
+        error = error * min_snr_weight(prediction_type, schedule.snr(t).to(error), min_snr_gamma)
+    return error.mean()
+
+
+def train(
+    config: TrainConfig, images: Tensor, run_dir: str | Path | None = None, resume: bool = False
+) -> Iterator[StepRecord]:
+    """Train a denoiser; yields a record every `config.log_every` steps and at the end.
+
+    Args:
+        config: what to learn and for how long.
+        images: uint8 (N, 3, H, W); moved to the device once, as a whole.
+        run_dir: folder for `checkpoint.pt` and `log.jsonl`; None keeps nothing.
+        resume: go on from the checkpoint in `run_dir`, or start there if it has none yet.  A run
+            whose budget is used yields one record and learns nothing more.
+
+    Under `accelerate launch` every process runs this and takes its share of each batch.
+
+    Raises:
+        ValueError: pictures or configuration unfit, or a resumed run that learns something else.
+        FileExistsError: `run_dir` already holds a run and `resume` is False.
+    """
+    if images.dtype != torch.uint8 or images.dim() != 4 or len(images) == 0:
+        raise ValueError(
+            f"images must be a uint8 tensor (N, 3, H, W) with N ≥ 1, not {images.dtype} {tuple(images.shape)}"
+        )
+    accelerator = _accelerator(config)
+    processes, device = accelerator.num_processes, accelerator.device
+    if config.batch_size % processes:
+        raise ValueError(f"batch_size {config.batch_size} cannot be shared equally by {processes} processes")
+
+    torch.manual_seed(config.seed)  # the same initial weights on every process
+    net = networks.build(**config.network).to(device)
+    ema = AveragedModel(deepcopy(net), multi_avg_fn=ema_update(config.ema_decay)).eval()
+    optimizer = torch.optim.AdamW(
+        net.parameters(), config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay,
+        fused=device.type in ("cpu", "cuda"),
+    )  # fmt: skip
+    step, seconds = 0, 0.0
+    run_dir = run_dir and Path(run_dir)
+    checkpoint = run_dir and run_dir / "checkpoint.pt"
+    if checkpoint and checkpoint.exists():
+        if not resume:
+            raise FileExistsError(
+                f"{run_dir} already holds a run: resume it (--resume) or choose another folder"
+            )
+        step, seconds = restore(checkpoint, config, net, ema, optimizer, device)
+    log = Log(run_dir / "log.jsonl", step) if run_dir and accelerator.is_main_process else None
+    raw_net = net
+    net, optimizer = accelerator.prepare(net, optimizer)
+    schedule = config.make_schedule()
+    denoiser = Denoiser(ema.module, schedule, config.prediction_type)
+    images = images.to(device)
+
+    def save():
+        if checkpoint and accelerator.is_main_process:
+            save_checkpoint(checkpoint, config, raw_net, ema, optimizer, step, seconds)
+
+    started = time.perf_counter() - seconds
+    reported, losses = (step, seconds), []
+    progress, stop = config.progress(step, seconds), False
+    if progress >= 1:  # a finished run, resumed: hand out what it learnt, for a caller that died then
+        loss = next((r["loss"] for r in reversed(read_log(run_dir / "log.jsonl"))), math.nan)
+        yield StepRecord(step, step * config.batch_size, loss, 0.0, 0.0, seconds, 0.0, denoiser)
+    with stop_on_signal() as stop_asked:
+        while progress < 1 and not stop:
+            x0, noise, t = make_batch(images, step, config, share=(accelerator.process_index, processes))
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate_at(step, progress)
+            loss = diffusion_loss(
+                net, x0, noise, t, schedule, config.prediction_type, config.min_snr_gamma
+            )
+            accelerator.backward(loss)
+            grad_norm = accelerator.clip_grad_norm_(net.parameters(), config.clip_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+            ema.update_parameters(raw_net)
+            losses.append(loss.detach())
+            step += 1
+            seconds, stop = _agree(time.perf_counter() - started, stop_asked(), accelerator)
+            progress = config.progress(step, seconds)
+            finished = progress >= 1 or stop
+            log_due = finished or step % config.log_every == 0
+            save_due = finished or step % config.checkpoint_every == 0
+            if log_due or save_due:
+                mean_loss = accelerator.reduce(torch.stack(losses).mean(), "mean").item()
+                if not math.isfinite(mean_loss):  # before saving: a good checkpoint stays good
+                    raise FloatingPointError(
+                        f"the loss is {mean_loss} after {step} steps: lower learning_rate "
+                        "or set mixed_precision to 'no'"
+                    )
+            if log_due:
+                record = StepRecord(
+                    step, step * config.batch_size, mean_loss, config.learning_rate_at(step - 1, progress),
+                    float(grad_norm), seconds,
+                    (step - reported[0]) * config.batch_size / max(1e-9, seconds - reported[1]),
+                    denoiser, stopped=progress < 1 and stop,
+                )  # fmt: skip
+                reported, losses = (step, seconds), []
+                if log:
+                    log.write(record.to_json())
+            if save_due:  # after the log: killed in between, a resumed run writes the line again
+                save()
+            if log_due:
+                handed_out = time.perf_counter()
+                yield record
+                started += time.perf_counter() - handed_out  # what the caller does is not training
+    accelerator.free_memory()
+
+
+def make_batch(
+    images: Tensor, step: int, config: TrainConfig, share: tuple[int, int] = (0, 1)
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Pictures, noise and timesteps of one step, drawn from (seed, step) alone.
+
+    Args:
+        images: uint8 (N, 3, H, W) on the training device.
+        share: (i, n): the i-th of n equal parts of the batch.
+
+    Returns:
+        x0 in [-1, 1] and noise, both (B/n, 3, H, W), and t int64 (B/n,).
+    """
+    batch, device = config.batch_size, images.device
+    generator = torch.Generator(device).manual_seed(_stream(config.seed, step))
+    x0 = to_float(images[batch_indices(step, batch, len(images), config.seed).to(device)])
+    if config.flip:
+        mirrored = torch.rand(batch, 1, 1, 1, device=device, generator=generator) < 0.5
+        x0 = torch.where(mirrored, x0.flip(3), x0)
+    t = torch.randint(config.num_train_timesteps, (batch,), device=device, generator=generator)
+    noise = torch.randn(x0.shape, device=device, generator=generator)
+    part = slice(share[0] * batch // share[1], (share[0] + 1) * batch // share[1])
+    return x0[part], noise[part], t[part]
+
+
+def batch_indices(step: int, batch_size: int, count: int, seed: int) -> Tensor:
+    """Which of `count` pictures step `step` sees: every picture once per epoch, each epoch shuffled."""
+    position = torch.arange(step * batch_size, (step + 1) * batch_size)
+    epoch = position // count
+    return torch.cat(
+        [_epoch_order(int(e), count, seed)[position[epoch == e] % count] for e in epoch.unique()]
+    )
+
+
+def _stream(seed: int, number: int) -> int:
+    """The seed of one of a run's many generators.  torch's CPU generator reads only the lower 32
+    bits of a seed, so the run's seed cannot stand in the upper ones."""
+    return (seed * 0x9E3779B1 + number) % 2**32
+
+
+@lru_cache(maxsize=4)
+def _epoch_order(epoch: int, count: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(_stream(seed, 2**31 + epoch))
+    return torch.randperm(count, generator=generator)
+
+
+def ema_update(decay: float) -> Callable:
+    """Exponential moving average of weights, for `AveragedModel(multi_avg_fn=…)`.
+
+    ema ← d·ema + (1-d)·weights with d = min(decay, (1+n)/(10+n)) after n updates.  The small d at
+    first forgets the random initial weights at once, which a plain average drags along for
+    thousands of steps.
+    """
+
+    @torch.no_grad()
+    def update(averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor) -> None:
+        n = int(num_averaged)
+        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + n) / (10 + n)))
+
+    return update
+
+
+def bf16_is_native(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 matrices in hardware, so that bf16 is a gain."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        capabilities = torch.cpu.get_capabilities()
+        return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return False
+
+
+def _accelerator(config: TrainConfig) -> Accelerator:
+    # accelerate remembers the first precision it is given for the whole process, and a notebook
+    # may well train twice with different ones.
+    AcceleratorState._reset_state()
+    device = Accelerator().device
+    precision = config.mixed_precision
+    if precision == "auto":
+        precision = "bf16" if bf16_is_native(device) else "no"
+    use_compile = config.compile == "yes" or (config.compile == "auto" and device.type == "cuda")
+    AcceleratorState._reset_state()
+    return Accelerator(mixed_precision=precision, dynamo_backend="inductor" if use_compile else "no")
+
+
+def _agree(seconds: float, stop: bool, accelerator: Accelerator) -> tuple[float, bool]:
+    """Process 0 decides, so that all processes keep one clock and stop at the same step."""
+    if accelerator.num_processes == 1:
+        return seconds, stop
+    decision = torch.tensor([seconds, float(stop)], dtype=torch.float64, device=accelerator.device)
+    seconds, stop = broadcast(decision, from_process=0).tolist()
+    return seconds, bool(stop)

@@ -1,0 +1,431 @@
+"""A run that was stopped, killed or shared equals one that was not."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffusion_utils import training
+from diffusion_utils.training import TrainConfig, load_checkpoint, read_log, train
+
+ROOT = Path(__file__).parent.parent
+TINY = {"name": "resnet", "channels": [8, 8], "stem": 2, "embedding_dim": 8}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """On a core shared with other work, two threads wait for each other at every small sum."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def config(**changes):
+    options = {
+        "network": TINY, "steps": 12, "batch_size": 4, "warmup_steps": 3, "log_every": 1,
+        "checkpoint_every": 5, "mixed_precision": "no", "compile": "no",
+    }  # fmt: skip
+    return TrainConfig(**{**options, **changes})
+
+
+def pictures():
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (10, 3, 8, 8), dtype=torch.uint8, generator=generator)
+
+
+def run(folder, until=None, resume=False, **changes):
+    """Train; `until`: walk away after that step, as a notebook does that is interrupted."""
+    steps = train(config(**changes), pictures(), folder, resume)
+    for record in steps:
+        if record.step == until:
+            steps.close()
+    return record
+
+
+def differences(a, b, where=""):
+    """Where two checkpoints differ, bit for bit; clocks aside."""
+    if isinstance(a, dict):
+        if a.keys() != b.keys():
+            return [f"{where}: keys"]
+        return [d for k in a for d in differences(a[k], b[k], f"{where}/{k}") if k != "seconds"]
+    if isinstance(a, (list, tuple)):
+        if len(a) != len(b):
+            return [f"{where}: length"]
+        return [d for i, (x, y) in enumerate(zip(a, b)) for d in differences(x, y, f"{where}/{i}")]
+    same = torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+    return [] if same else [where]
+
+
+def assert_equal_runs(one, two):
+    states = [load_checkpoint(folder / "checkpoint.pt") for folder in (one, two)]
+    assert differences(*states) == []
+    logs = [
+        [{k: v for k, v in r.items() if "second" not in k} for r in read_log(folder / "log.jsonl")]
+        for folder in (one, two)
+    ]
+    assert logs[0] == logs[1]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The run of 12 steps that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    run(folder)
+    return folder
+
+
+# ---------------------------------------------------------------- resuming
+
+
+@pytest.mark.parametrize("until", [3, 5, 7, 10, 11])
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, whole, until):
+    run(tmp_path, until=until)
+    torch.manual_seed(99)  # another process stands elsewhere
+    training._epoch_order.cache_clear()
+    record = run(tmp_path, resume=True)
+    assert record.step == 12 and record.images == 48
+    assert_equal_runs(tmp_path, whole)
+
+
+def test_a_checkpoint_knows_when_runs_differ(tmp_path, whole):
+    """So that the comparison above says something."""
+    run(tmp_path, seed=1)
+    states = [load_checkpoint(folder / "checkpoint.pt") for folder in (tmp_path, whole)]
+    assert {d.split("/")[1] for d in differences(*states)} >= {"config", "net", "ema", "optimizer"}
+
+
+def test_resuming_several_times_equals_too(tmp_path, whole):
+    for until in (2, 5, 6, 9, None):
+        run(tmp_path, until=until, resume=True, checkpoint_every=1)
+    record = list(read_log(tmp_path / "log.jsonl"))
+    assert [r["step"] for r in record] == list(range(1, 13))
+    run(tmp_path / "again", checkpoint_every=1)
+    assert_equal_runs(tmp_path, tmp_path / "again")
+
+
+def test_resume_without_a_checkpoint_starts_the_run(tmp_path, whole):
+    run(tmp_path, resume=True)
+    assert_equal_runs(tmp_path, whole)
+
+
+def test_the_clock_goes_on(tmp_path):
+    run(tmp_path, until=5)
+    first = load_checkpoint(tmp_path / "checkpoint.pt")["seconds"]
+    steps = train(config(), pictures(), tmp_path, resume=True)
+    assert next(steps).seconds > first > 0
+    steps.close()
+
+
+def test_a_finished_run_hands_out_what_it_learnt_and_goes_on_when_the_budget_grows(tmp_path):
+    last = run(tmp_path)
+    (again,) = train(config(), pictures(), tmp_path, resume=True)
+    assert (again.step, again.images, again.loss) == (last.step, last.images, last.loss)
+    before, after = (record.denoiser.net.state_dict() for record in (last, again))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert [r["step"] for r in read_log(tmp_path / "log.jsonl")] == list(range(1, 13))
+    assert run(tmp_path, resume=True, steps=15, log_every=2).step == 15
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path):
+    run(tmp_path, until=5)
+    before = [(tmp_path / name).read_bytes() for name in ("checkpoint.pt", "log.jsonl")]
+    with pytest.raises(FileExistsError, match=r"already holds a run: resume it \(--resume\) or"):
+        run(tmp_path)
+    assert before == [(tmp_path / name).read_bytes() for name in ("checkpoint.pt", "log.jsonl")]
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        ({"learning_rate": 2e-3}, "learning_rate"),
+        ({"network": {**TINY, "embedding_dim": 16}}, "network"),
+        ({"seed": 1, "flip": False}, "seed, flip|flip, seed"),
+        ({"prediction_type": "epsilon"}, "prediction_type"),
+        ({"batch_size": 8}, "batch_size"),
+    ],
+)
+def test_other_settings_are_refused_by_name(tmp_path, whole, change, named):
+    (tmp_path / "checkpoint.pt").write_bytes((whole / "checkpoint.pt").read_bytes())
+    with pytest.raises(ValueError, match=rf"trained with other settings \(({named})\): resume it"):
+        run(tmp_path, resume=True, steps=20, **change)
+
+
+# ---------------------------------------------------------------- damage
+
+
+def damages():
+    yield "truncated", lambda path: path.write_bytes(path.read_bytes()[:-200])
+    yield "half", lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    yield "empty", lambda path: path.write_bytes(b"")
+    yield "foreign", lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n" * 100)
+    yield "other keys", lambda path: torch.save({"model": {}}, path)
+    yield "a tensor", lambda path: torch.save(torch.zeros(3), path)
+    yield "a whole object", lambda path: torch.save({"net": torch.nn.Linear(1, 1)}, path)
+
+
+@pytest.mark.parametrize("damage", [pytest.param(f, id=n) for n, f in damages()])
+def test_a_damaged_checkpoint_is_told(tmp_path, whole, damage):
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes((whole / "checkpoint.pt").read_bytes())
+    damage(path)
+    text = r"checkpoint.pt is damaged or not a checkpoint of diffusion_utils.*delete it to start"
+    with pytest.raises(ValueError, match=text):
+        run(tmp_path, resume=True)
+
+
+def test_a_missing_checkpoint_is_told(tmp_path):
+    with pytest.raises(FileNotFoundError, match="checkpoint.pt does not exist: start the run"):
+        load_checkpoint(tmp_path / "checkpoint.pt")
+
+
+def test_a_half_written_line_and_lost_steps_leave_the_log(tmp_path, whole):
+    run(tmp_path, until=7)
+    with open(tmp_path / "log.jsonl", "a") as file:
+        file.write('{"step": 8, "images": 32, "lo')
+    assert [r["step"] for r in read_log(tmp_path / "log.jsonl")] == list(range(1, 8))
+    steps = train(config(), pictures(), tmp_path, resume=True)
+    assert next(steps).step == 6  # goes on from the checkpoint at 5, and drops 6 and 7
+    assert [r["step"] for r in read_log(tmp_path / "log.jsonl")] == list(range(1, 7))
+    steps.close()
+    run(tmp_path, resume=True)
+    assert_equal_runs(tmp_path, whole)
+
+
+def test_leftovers_of_a_killed_write_do_no_harm(tmp_path, whole):
+    run(tmp_path, until=5)
+    (tmp_path / ".checkpoint.pt.a1b2c3.part").write_bytes(b"half a checkp")
+    (tmp_path / ".log.jsonl.a1b2c3.part").write_text('{"step": 99')
+    run(tmp_path, resume=True)
+    assert_equal_runs(tmp_path, whole)
+
+
+def test_a_lost_log_does_not_stop_the_run(tmp_path):
+    run(tmp_path, until=5)
+    (tmp_path / "log.jsonl").unlink()
+    assert run(tmp_path, resume=True).step == 12
+    assert [r["step"] for r in read_log(tmp_path / "log.jsonl")] == list(range(6, 13))
+
+
+def test_a_crash_while_saving_keeps_the_checkpoint_before(tmp_path, whole, monkeypatch):
+    save, calls = torch.save, []
+
+    def fails(state, path):
+        calls.append(path)
+        if len(calls) == 2:
+            Path(path).write_bytes(b"half")
+            raise OSError("No space left on device")
+        save(state, path)
+
+    monkeypatch.setattr(torch, "save", fails)
+    with pytest.raises(OSError, match="No space left"):
+        run(tmp_path)
+    assert load_checkpoint(tmp_path / "checkpoint.pt")["step"] == 5
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.pt", "log.jsonl"]
+    run(tmp_path, resume=True)
+    assert_equal_runs(tmp_path, whole)
+
+
+# ---------------------------------------------------------------- signals
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_leaves_cleanly(tmp_path, whole, number):
+    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    records = []
+    for record in train(config(), pictures(), tmp_path):
+        records.append(record)
+        if record.step == 6:
+            os.kill(os.getpid(), number)
+    assert [r.step for r in records] == list(range(1, 8))  # the step under way is finished
+    assert [r.stopped for r in records] == [False] * 6 + [True]
+    assert load_checkpoint(tmp_path / "checkpoint.pt")["step"] == 7
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
+    assert not run(tmp_path, resume=True).stopped
+    assert_equal_runs(tmp_path, whole)
+
+
+def test_a_signal_in_the_last_step_is_no_stop(tmp_path):
+    for record in train(config(), pictures(), tmp_path):
+        if record.step == 11:
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert record.step == 12 and not record.stopped
+
+
+def test_a_second_ctrl_c_interrupts_at_once():
+    with pytest.raises(KeyboardInterrupt), training.stop_on_signal() as asked:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert asked()
+        os.kill(os.getpid(), signal.SIGINT)
+        pytest.fail("still running")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_signals_come_back_after_an_error():
+    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(RuntimeError), training.stop_on_signal() as asked:
+        assert not asked()
+        raise RuntimeError
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+# ---------------------------------------------------------------- kill -9
+
+# One process imports torch, once, and forks the runs; it never computes itself, since torch does
+# not survive a fork after its first backward pass.
+KILL = """
+import json, os, random, signal, sys, time
+from pathlib import Path
+import torch
+import torch._dynamo  # torch's optimizers want it, and it takes seconds: once, not in every fork
+from diffusion_utils.training import TrainConfig, load_checkpoint, train
+
+torch.set_num_threads(1)
+folder, chance = Path(sys.argv[1]), random.Random(7)
+config = TrainConfig(**json.loads(sys.argv[2]))
+images = torch.load(folder / "pictures.pt")
+
+def start(run):
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            list(train(config, images, run, resume=True))
+            status = 0
+        finally:
+            sys.stderr.flush()
+            os._exit(status)
+    return child
+
+def wait(child):
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+def written(run):  # a rename gives the file another inode and time
+    try:
+        stat = os.stat(run / "checkpoint.pt")
+        return stat.st_ino, stat.st_mtime_ns
+    except FileNotFoundError:
+        return None
+
+assert wait(start(folder / "whole")) == 0
+report = {"from": [], "ended": []}
+run = folder / "killed"
+for saves in (0, 1, 2, 0, 1, 3, 1, 2):
+    old = written(run)
+    report["from"].append(load_checkpoint(run / "checkpoint.pt")["step"] if old else 0)
+    child = start(run)
+    # Strike while starting up, or shortly after a checkpoint, or in the middle of the next one.
+    deadline = time.monotonic() + 20
+    for _ in range(saves):
+        while written(run) == old and time.monotonic() < deadline:
+            time.sleep(0.0005)
+        old = written(run)
+    time.sleep(chance.uniform(0, 0.03 if saves else 0.2))
+    os.kill(child, signal.SIGKILL)
+    report["ended"].append(wait(child))
+assert wait(start(run)) == 0
+print(json.dumps(report))
+"""
+
+
+def python(*arguments, **environment):
+    """A Python process with one thread that finds this package, and its output."""
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)], capture_output=True, text=True, timeout=240,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment},
+    )  # fmt: skip
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_killed_again_and_again_it_ends_with_the_same_weights(tmp_path):
+    options = {
+        "network": TINY, "steps": 60, "batch_size": 4, "warmup_steps": 3, "log_every": 1,
+        "checkpoint_every": 2, "mixed_precision": "no", "compile": "no",
+    }  # fmt: skip
+    torch.save(pictures(), tmp_path / "pictures.pt")
+    done = python("-c", KILL, tmp_path, json.dumps(options), ACCELERATE_USE_CPU="true")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["ended"].count(-signal.SIGKILL) >= 5, report  # or there was nothing to survive
+    assert len({step for step in report["from"] if 0 < step < 60}) >= 3, report
+    assert_equal_runs(tmp_path / "killed", tmp_path / "whole")
+
+
+# ---------------------------------------------------------------- two processes
+
+SHARED = """
+import json, os, sys
+import torch
+import torch._dynamo
+from accelerate import PartialState
+from diffusion_utils.training import TrainConfig, train
+
+# What torchrun does, without the seconds for importing torch twice more.
+children = []
+for rank in range(2):
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
+    child = os.fork()
+    if child == 0:
+        break
+    children.append(child)
+else:
+    sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))
+
+torch.set_num_threads(1)
+folder, options = sys.argv[1], json.loads(sys.argv[2])
+images = torch.load(folder + "/pictures.pt")
+for record in train(TrainConfig(**options), images, folder + "/two"):
+    pass
+try:
+    next(train(TrainConfig(**{**options, "batch_size": 5}), images))
+except ValueError as error:
+    message = str(error)
+state = PartialState()
+with open(f"{folder}/report{state.process_index}.json", "w") as file:
+    json.dump({"processes": state.num_processes, "message": message, "loss": record.loss}, file)
+"""
+
+
+def free_port():
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        return held.getsockname()[1]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_two_processes_train_the_same_network_as_one(tmp_path):
+    """Started as by torchrun: `accelerate launch --cpu` starts one process, whatever is asked."""
+    options = {
+        "network": TINY, "steps": 8, "batch_size": 6, "warmup_steps": 2, "log_every": 4,
+        "mixed_precision": "no", "compile": "no",
+    }  # fmt: skip
+    torch.save(pictures(), tmp_path / "pictures.pt")
+    done = python(
+        "-c", SHARED, tmp_path, json.dumps(options), ACCELERATE_USE_CPU="true",
+        WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    reports = [json.loads((tmp_path / f"report{i}.json").read_text()) for i in range(2)]
+    assert [r["processes"] for r in reports] == [2, 2]
+    assert "batch_size 5 cannot be shared equally by 2 processes" in reports[0]["message"]
+    assert reports[0]["loss"] == reports[1]["loss"]  # the mean over both
+
+    *_, record = train(TrainConfig(**options), pictures(), tmp_path / "one")
+    assert reports[0]["loss"] == pytest.approx(record.loss, rel=1e-5)
+    one, two = (load_checkpoint(tmp_path / name / "checkpoint.pt") for name in ("one", "two"))
+    torch.manual_seed(0)
+    untrained = training.networks.build(**TINY).state_dict()
+    for part in ("net", "ema"):
+        assert one[part].keys() == two[part].keys()
+        for name, value in one[part].items():
+            torch.testing.assert_close(two[part][name], value, atol=1e-5, rtol=1e-5)
+    moved = max((one["net"][k] - untrained[k]).abs().max().item() for k in untrained)
+    assert moved > 1e-3  # so "close" says something
+    logs = [read_log(tmp_path / name / "log.jsonl") for name in ("one", "two")]
+    assert [r["step"] for r in logs[0]] == [r["step"] for r in logs[1]] == [4, 8]

@@ -1,0 +1,450 @@
+"""The training loop: what it computes, what it reports, and what it refuses."""
+
+import json
+import math
+import signal
+import threading
+import time
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.optim.swa_utils import AveragedModel
+
+from diffusion_utils import training
+from diffusion_utils.data import to_float, toy_cars
+from diffusion_utils.prediction import PREDICTION_TYPES
+from diffusion_utils.sampling import sample
+from diffusion_utils.schedule import make_schedule
+from diffusion_utils.training import (
+    StepRecord, TrainConfig, batch_indices, diffusion_loss, ema_update, load_checkpoint,
+    make_batch, train,
+)  # fmt: skip
+
+TINY = {"name": "resnet", "channels": [8, 8], "stem": 2, "embedding_dim": 8}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """On a core shared with other work, two threads wait for each other at every small sum."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def config(**changes):
+    options = {
+        "network": TINY, "steps": 6, "batch_size": 4, "warmup_steps": 2, "log_every": 1,
+        "mixed_precision": "no", "compile": "no",
+    }  # fmt: skip
+    return TrainConfig(**{**options, **changes})
+
+
+def pictures(count=12, size=8, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator)
+
+
+def weights(record):
+    return torch.cat([p.flatten() for p in record.denoiser.net.state_dict().values()])
+
+
+# ---------------------------------------------------------------- does it learn
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_one_picture_is_learnt_by_heart_and_comes_back_from_noise(prediction_type):
+    """The picture has 8·8·3 = 192 numbers.  ε and v hold as many independent ones (the noise), and
+    all must pass the bottleneck, here 64·4·4 = 1024.  x₀ would do with a far narrower one."""
+    large = toy_cars.draw(3, size=16, colour="yellow", time="at night").float()
+    picture = F.avg_pool2d(large, 2).to(torch.uint8)[None]
+    network = {"name": "resnet", "channels": [64], "stem": 2, "embedding_dim": 32}
+    run = config(
+        network=network, prediction_type=prediction_type, steps=300, batch_size=32, log_every=300,
+        learning_rate=6e-3, warmup_steps=20, ema_decay=0.98, weight_decay=0.0, flip=False,
+    )  # fmt: skip
+    (record,) = train(run, picture)
+    drawn = sample(record.denoiser, range(4), (3, 8, 8), sampler="ddpm", steps=50)
+    x0 = to_float(picture)
+    one_colour = (x0 - x0.mean((2, 3), keepdim=True)).square().mean()
+    for each in drawn:  # 1 would be the score of a picture in its mean colour
+        assert (each - x0[0]).square().mean() < 0.05 * one_colour
+
+
+def test_the_loss_falls_on_toy_cars():
+    network = {"name": "resnet", "channels": [16, 32], "stem": 2, "embedding_dim": 16}
+    images = toy_cars.load(64, 16).images
+    run = config(network=network, steps=80, batch_size=16, log_every=20, learning_rate=4e-3)
+    losses = [record.loss for record in train(run, images)]
+    assert losses[-1] < 0.6 * losses[0]
+
+
+def test_the_average_is_the_network_that_is_handed_out(tmp_path):
+    *_, record = train(config(), pictures(), tmp_path)
+    state = load_checkpoint(tmp_path / "checkpoint.pt")
+    ema = [v for k, v in state["ema"].items() if k.startswith("module.")]
+    assert torch.equal(weights(record), torch.cat([v.flatten() for v in ema]))
+    assert not torch.equal(weights(record), torch.cat([v.flatten() for v in state["net"].values()]))
+    assert not record.denoiser.net.training
+
+
+def test_the_same_seed_trains_the_same_network_and_another_seed_another():
+    runs = [list(train(config(seed=seed), pictures()))[-1] for seed in (0, 0, 1)]
+    assert torch.equal(weights(runs[0]), weights(runs[1])) and runs[0].loss == runs[1].loss
+    assert not torch.equal(weights(runs[0]), weights(runs[2]))
+    starts = [next(train(config(seed=seed, learning_rate=1e-12), pictures())) for seed in (0, 1)]
+    assert (weights(starts[0]) - weights(starts[1])).abs().max() > 0.01  # from the first moment
+
+
+def test_one_step_is_adamw_on_the_loss_with_clipped_gradient(tmp_path):
+    """The first step, repeated by hand."""
+    run, images = config(steps=2, checkpoint_every=1, clip_grad_norm=0.01), pictures()
+    steps = train(run, images, tmp_path)
+    record = next(steps)
+    trained = load_checkpoint(tmp_path / "checkpoint.pt")["net"]
+    steps.close()
+
+    torch.manual_seed(0)
+    net = training.networks.build(**TINY)
+    rate = 1e-3 / 2  # the first of two warm-up steps
+    optimizer = torch.optim.AdamW(net.parameters(), rate, betas=(0.9, 0.99), weight_decay=0.01)
+    loss = diffusion_loss(net, *make_batch(images, 0, run), run.make_schedule(), "sample")
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(net.parameters(), 0.01)
+    optimizer.step()
+    assert record.loss == pytest.approx(loss.item(), rel=1e-6)
+    assert record.grad_norm == pytest.approx(norm.item(), rel=1e-5) and norm > 0.01
+    for name, value in net.state_dict().items():
+        torch.testing.assert_close(trained[name], value, atol=1e-7, rtol=1e-5)
+
+
+# ---------------------------------------------------------------- the loss
+
+
+class Answers(torch.nn.Module):
+    """A network that answers c·x_t + t/100 and remembers what it was asked."""
+
+    def forward(self, x, t):
+        self.asked = x, t
+        return 0.3 * x + t.view(-1, 1, 1, 1) / 100
+
+
+@pytest.mark.parametrize("gamma", [None, 5.0, 0.7])
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_the_loss_equals_one_computed_by_hand(prediction_type, gamma):
+    schedule = make_schedule("linear", 100)
+    x0, noise = torch.randn(2, 5, 3, 4, 6, generator=torch.Generator().manual_seed(0)).unbind(0)
+    t = torch.tensor([0, 3, 30, 60, 99])
+    net = Answers()
+    loss = diffusion_loss(net, x0, noise, t, schedule, prediction_type, gamma)
+
+    expected = 0.0
+    for i in range(5):
+        signal_share = float(schedule.alphas_cumprod[t[i]])
+        alpha, sigma = math.sqrt(signal_share), math.sqrt(1 - signal_share)
+        snr = signal_share / (1 - signal_share)
+        x_t = alpha * x0[i].double() + sigma * noise[i].double()
+        torch.testing.assert_close(net.asked[0][i].double(), x_t, atol=1e-5, rtol=1e-5)
+        right, share = {
+            "epsilon": (noise[i], snr),
+            "sample": (x0[i], 1.0),
+            "v_prediction": (alpha * noise[i] - sigma * x0[i], snr + 1),
+        }[prediction_type]
+        weight = 1.0 if gamma is None else min(snr, gamma) / share
+        answer = 0.3 * x_t + int(t[i]) / 100
+        expected += weight * float((answer - right).square().mean()) / 5
+    assert loss.item() == pytest.approx(expected, rel=1e-4)
+    assert torch.equal(net.asked[1], t)
+
+
+def test_min_snr_reaches_the_training_loop():
+    plain, weighted = (
+        next(train(config(min_snr_gamma=gamma), pictures())).loss for gamma in (None, 5.0)
+    )
+    assert plain != pytest.approx(weighted, rel=0.01)
+
+
+# ---------------------------------------------------------------- batches
+
+
+@pytest.mark.parametrize("count, batch", [(10, 5), (10, 3), (7, 4), (3, 8), (1, 4)])
+def test_every_picture_is_seen_once_per_epoch(count, batch):
+    steps = math.ceil(6 * count / batch)
+    seen = torch.cat([batch_indices(step, batch, count, seed=0) for step in range(steps)])
+    assert len(seen) == steps * batch
+    epochs = [seen[i * count : (i + 1) * count].tolist() for i in range(6)]
+    assert all(sorted(epoch) == list(range(count)) for epoch in epochs)
+    if count > 3:  # and each time in another order
+        assert len(set(map(tuple, epochs))) == 6
+
+
+def test_batches_depend_on_seed_and_step_alone():
+    images, run = pictures(), config(batch_size=8)
+    first = make_batch(images, 5, run)
+    for step in (9, 0, 4):
+        make_batch(images, step, run)
+    torch.manual_seed(123)
+    torch.randn(7)
+    training._epoch_order.cache_clear()
+    again = make_batch(images, 5, run)
+    assert all(torch.equal(a, b) for a, b in zip(first, again))
+
+
+@pytest.mark.parametrize("other", [{"step": 6}, {"seed": 1}, {"seed": 7}, {"seed": -1}])
+def test_another_step_or_seed_gives_another_batch(other):
+    """Torch's CPU generator reads only 32 bits of a seed; the run's seed must be among them."""
+    images, seed = pictures(count=50), other.get("seed", 0)
+    one = make_batch(images, 5, config(batch_size=32))
+    two = make_batch(images, other.get("step", 5), config(batch_size=32, seed=seed))
+    for a, b in zip(one, two):
+        assert not torch.equal(a, b)
+    assert abs(torch.corrcoef(torch.stack([one[1].flatten(), two[1].flatten()]))[0, 1]) < 0.1
+    assert seed == 0 or not torch.equal(batch_indices(0, 50, 50, 0), batch_indices(0, 50, 50, seed))
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_the_shares_make_the_whole(processes):
+    images, run = pictures(), config(batch_size=8)
+    shares = [make_batch(images, 3, run, (i, processes)) for i in range(processes)]
+    for whole, *parts in zip(make_batch(images, 3, run), *shares):
+        assert {len(part) for part in parts} == {8 // processes}
+        assert torch.equal(torch.cat(parts), whole)
+
+
+def test_shapes_ranges_and_distribution_of_a_batch():
+    run = config(batch_size=512)
+    x0, noise, t = make_batch(pictures(), 0, run)
+    assert x0.shape == noise.shape == (512, 3, 8, 8) and x0.dtype == torch.float32
+    assert -1 <= x0.min() < -0.98 and 0.98 < x0.max() <= 1
+    assert abs(noise.mean()) < 0.02 and abs(noise.std() - 1) < 0.02
+    assert t.dtype == torch.int64 and 0 <= t.min() < 20 and 980 <= t.max() < 1000
+    assert abs(t.float().mean() - 499.5) < 60
+
+
+def test_flips_mirror_about_half_of_the_pictures_left_to_right():
+    images = pictures(count=20)
+    run = config(batch_size=400)
+    straight = to_float(images[batch_indices(0, 400, 20, 0)])
+    flipped = make_batch(images, 0, run)[0]
+    unchanged = (flipped == straight).flatten(1).all(1)
+    mirrored = (flipped == straight.flip(3)).flatten(1).all(1)
+    assert (unchanged ^ mirrored).all()
+    assert 150 < mirrored.sum() < 250
+    assert torch.equal(make_batch(images, 0, config(batch_size=400, flip=False))[0], straight)
+
+
+# ---------------------------------------------------------------- budget, rate, average
+
+
+def test_progress_by_steps_images_and_minutes():
+    assert config(steps=200).progress(50, seconds=999) == 0.25
+    assert config(steps=None, images=400, batch_size=4).progress(25, 999) == 0.25
+    assert config(steps=None, minutes=2).progress(10**9, seconds=30) == 0.25
+    several = config(steps=100, images=1000, minutes=1, batch_size=4)
+    assert several.progress(10, 6) == 0.1 and several.progress(10, 30) == 0.5
+    assert several.progress(90, 6) == 0.9
+    assert config(steps=10).progress(11, 0) == 1.0
+
+
+def test_a_run_ends_with_the_first_budget_that_is_used():
+    *_, record = train(config(steps=50, images=10, batch_size=4), pictures())
+    assert record.step == 3 and record.images == 12
+    *_, record = train(config(steps=None, minutes=0.005, log_every=10**6), pictures())
+    assert 0.3 <= record.seconds < 10 and record.step > 1 and not record.stopped
+
+
+def test_the_learning_rate_rises_stays_and_falls_to_zero():
+    run = config(steps=100, learning_rate=2e-3, warmup_steps=10, decay_fraction=0.4)
+    curve = [run.learning_rate_at(step, run.progress(step, 0)) for step in range(101)]
+    assert curve[:10] == pytest.approx([2e-3 * (i + 1) / 10 for i in range(10)])
+    assert curve[10:61] == pytest.approx([2e-3] * 51)
+    assert curve[60:] == pytest.approx([2e-3 * (100 - i) / 40 for i in range(60, 101)], abs=1e-9)
+    assert curve[100] == 0
+    flat = config(warmup_steps=0, decay_fraction=0.0, learning_rate=2e-3)
+    assert {flat.learning_rate_at(step, p) for step in (0, 9) for p in (0, 1)} == {2e-3}
+
+
+def test_the_optimizer_follows_the_curve(tmp_path):
+    run = config(steps=10, warmup_steps=2, decay_fraction=0.5, checkpoint_every=1)
+    rates = []
+    for _ in train(run, pictures(), tmp_path):
+        state = load_checkpoint(tmp_path / "checkpoint.pt")
+        rates.append(state["optimizer"]["param_groups"][0]["lr"])
+    share = [0.5, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2]
+    assert rates == pytest.approx([1e-3 * s for s in share])
+
+
+def test_the_moving_average_warms_up():
+    """d = min(decay, (1+n)/(10+n)) after n updates; torch itself copies the first time (n = 0)."""
+    weight = torch.nn.Linear(1, 1, bias=False)
+    average = AveragedModel(weight, multi_avg_fn=ema_update(0.6))
+    expected = None
+    for n in range(30):
+        with torch.no_grad():
+            weight.weight.fill_(float(n % 7))
+        average.update_parameters(weight)
+        d = min(0.6, (1 + n) / (10 + n))
+        expected = float(n % 7) if n == 0 else d * expected + (1 - d) * (n % 7)
+        assert average.module.weight.item() == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+def test_the_decay_of_the_average_reaches_the_training_loop():
+    runs = (config(steps=12, log_every=12, ema_decay=decay) for decay in (0.0, 0.999))
+    quick, slow = (next(train(run, pictures())) for run in runs)
+    assert not torch.equal(weights(quick), weights(slow))
+
+
+# ---------------------------------------------------------------- records
+
+
+def test_records_come_when_due_and_at_the_end():
+    records = list(train(config(steps=8, log_every=3), pictures()))
+    assert [r.step for r in records] == [3, 6, 8]
+    assert [r.images for r in records] == [12, 24, 32]
+    every = [r.loss for r in train(config(steps=8), pictures())]
+    for record, part in zip(records, (every[:3], every[3:6], every[6:])):
+        assert record.loss == pytest.approx(sum(part) / len(part), rel=1e-5)
+    assert all(r.images_per_second > 0 and r.grad_norm > 0 and not r.stopped for r in records)
+    assert records[0].seconds < records[1].seconds < records[2].seconds
+
+
+def test_a_record_goes_into_the_log_as_numbers(tmp_path):
+    records = list(train(config(), pictures(), tmp_path))
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [record.to_json() for record in records]
+    names = set(StepRecord.__dataclass_fields__) - {"denoiser", "stopped"}
+    assert set(records[0].to_json()) == names
+
+
+def test_the_callers_own_time_does_not_count():
+    seconds, clock = [], []
+    for record in train(config(steps=4), pictures()):
+        seconds.append(record.seconds)
+        clock.append(time.perf_counter())
+        time.sleep(0.1)
+    assert seconds[3] - seconds[0] < clock[3] - clock[0] - 0.25  # three naps lie in between
+
+
+def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    list(train(config(), pictures()))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_denoiser_can_be_sampled_while_training_goes_on():
+    run = config()
+    with_sampling, without = [], [r.loss for r in train(run, pictures())]
+    for record in train(run, pictures()):
+        drawn = sample(record.denoiser, range(2), (3, 8, 8), steps=3)
+        assert drawn.shape == (2, 3, 8, 8) and drawn.isfinite().all()
+        with_sampling.append(record.loss)
+    assert with_sampling == without
+
+
+def test_training_works_beside_the_main_thread():
+    """As in a notebook's widget: no signal handlers there, and no complaint about it."""
+    records = []
+    thread = threading.Thread(target=lambda: records.extend(train(config(), pictures())))
+    thread.start()
+    thread.join()
+    assert [r.step for r in records] == [1, 2, 3, 4, 5, 6]
+
+
+def test_breaking_off_gives_the_signals_back():
+    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    steps = train(config(), pictures())
+    next(steps)
+    during = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    assert during != before
+    steps.close()
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_precisions_can_follow_each_other_in_one_process():
+    """accelerate remembers its first precision; a notebook trains with several."""
+    runs = [
+        list(train(config(mixed_precision=precision), pictures()))[-1]
+        for precision in ("no", "bf16", "no", "auto", "bf16")
+    ]
+    full, half, full_again, auto, half_again = map(weights, runs)
+    assert torch.equal(full, full_again) and torch.equal(half, half_again)
+    assert not torch.equal(full, half)
+    native = training.bf16_is_native(next(runs[0].denoiser.net.parameters()).device)
+    assert torch.equal(auto, half if native else full)
+    torch.testing.assert_close(half, full, atol=0.02, rtol=0.1)
+    assert {p.dtype for p in runs[1].denoiser.net.parameters()} == {torch.float32}
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    "change, text",
+    [
+        ({"prediction_type": "x0"}, "unknown prediction_type 'x0': choose one of epsilon, sample"),
+        ({"steps": None}, "say when to stop: give steps, images or minutes"),
+        ({"steps": 0}, "steps must be greater than 0, not 0"),
+        ({"minutes": -1}, "minutes must be greater than 0, not -1"),
+        ({"images": 0}, "images must be greater than 0"),
+        ({"batch_size": 0}, "batch_size must be greater than 0"),
+        ({"learning_rate": -1e-3}, "learning_rate must be greater than 0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be greater than 0, not nan"),
+        ({"log_every": 0}, "log_every must be greater than 0"),
+        ({"checkpoint_every": 0}, "checkpoint_every must be greater than 0"),
+        ({"ema_decay": 1.0}, r"ema_decay must lie in \[0, 1\)"),
+        ({"decay_fraction": 1.5}, r"decay_fraction in \[0, 1\]"),
+        ({"mixed_precision": "fp16"}, "mixed_precision must be one of auto, no, bf16, not 'fp16'"),
+        ({"compile": "maybe"}, "compile must be one of auto, no, yes, not 'maybe'"),
+    ],
+)
+def test_a_bad_configuration_is_an_error(change, text):
+    with pytest.raises(ValueError, match=text):
+        config(**change)
+
+
+@pytest.mark.parametrize(
+    "change, text",
+    [
+        ({"network": {"name": "unet"}}, "unknown network 'unet'"),
+        ({"network": {**TINY, "width": 3}}, "network 'resnet': .*width"),
+        ({"schedule": "quadratic"}, "quadratic"),
+        ({"prediction_type": "epsilon", "zero_terminal_snr": True}, "epsilon prediction cannot"),
+        ({"network": {**TINY, "channels": [8] * 4}}, "multiples of the network's stride, 16"),
+    ],
+)
+def test_what_cannot_be_built_is_an_error_at_the_start(change, text):
+    with pytest.raises(ValueError, match=text):
+        list(train(config(**change), pictures()))
+
+
+@pytest.mark.parametrize(
+    "images",
+    [pictures().float(), pictures()[0], pictures()[:0], torch.zeros(3, dtype=torch.uint8)],
+    ids=["float", "one picture", "none", "a row"],
+)
+def test_bad_pictures_are_an_error(images):
+    with pytest.raises(ValueError, match=r"must be a uint8 tensor \(N, 3, H, W\) with N ≥ 1"):
+        next(train(config(), images))
+
+
+def test_numbers_that_explode_end_the_run_with_advice():
+    run = config(steps=50, learning_rate=1e37, clip_grad_norm=1e9)
+    with pytest.raises(FloatingPointError, match="lower learning_rate or set mixed_precision"):
+        list(train(run, pictures()))
+
+
+@pytest.mark.parametrize("log_every", [1, 50])
+def test_a_loss_that_is_not_finite_spares_the_good_checkpoint(tmp_path, monkeypatch, log_every):
+    calls, loss = [], training.diffusion_loss
+
+    def breaks(*args):
+        calls.append(1)
+        return loss(*args) * (float("nan") if len(calls) == 4 else 1)
+
+    monkeypatch.setattr(training, "diffusion_loss", breaks)
+    with pytest.raises(FloatingPointError, match="the loss is nan after 4 steps"):
+        list(train(config(checkpoint_every=1, log_every=log_every), pictures(), tmp_path))
+    state = load_checkpoint(tmp_path / "checkpoint.pt")
+    assert state["step"] == 3
+    assert all(value.isfinite().all() for value in state["net"].values())
