@@ -1,0 +1,145 @@
+"""Shipped weights: a safetensors file each, with a JSON model card beside it.
+
+    denoiser = pretrained.load("toy-cars-resnet")        # by name: one that ships with the package
+    denoiser = pretrained.load("runs/mine/weights.safetensors")
+
+The card says what the weights are (network, schedule, prediction type: all it takes to rebuild the
+denoiser) and where they come from (data, images seen, seconds, machine, date, losses, licence).
+"""
+
+import json
+import platform
+import struct
+from datetime import date
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from diffusion_utils import networks
+from diffusion_utils.files import write_atomically
+from diffusion_utils.prediction import Denoiser
+from diffusion_utils.schedule import make_schedule
+
+FOLDER = Path(__file__).parent / "weights"
+NEEDED = ("network", "prediction_type", "schedule", "num_train_timesteps", "zero_terminal_snr")
+
+
+def names() -> list[str]:
+    """The weights that ship with the package."""
+    return sorted(path.stem for path in FOLDER.glob("*.safetensors"))
+
+
+def card(name: str | Path) -> dict:
+    """The model card of shipped or own weights (see `load` for the name).
+
+    Raises:
+        FileNotFoundError: no such weights; lists those that ship.
+        ValueError: the card is missing or damaged.
+    """
+    path = _find(name).with_suffix(".json")
+    try:
+        contents = json.loads(path.read_text())
+        missing = [key for key in NEEDED if key not in contents]
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing: weights need the model card they were saved with") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+        raise ValueError(f"{path} is not a model card: {error}") from None
+    if missing:
+        raise ValueError(f"{path} is not a model card: it lacks {', '.join(missing)}")
+    return contents
+
+
+def load(name: str | Path, device: torch.device | str = "cpu") -> Denoiser:
+    """A trained denoiser, in evaluation mode, float32.
+
+    Args:
+        name: one of `names()`, or the path of a .safetensors file with its .json beside it.
+
+    Raises:
+        FileNotFoundError: no such weights; lists those that ship.
+        ValueError: the file is truncated, not safetensors, or does not fit the network on its card.
+    """
+    path, about = _find(name), card(name)
+    network = networks.build(**about["network"])
+    try:
+        with safe_open(path, framework="pt") as file:
+            weights = {key: file.get_tensor(key).float() for key in file.keys()}
+    except (SafetensorError, OSError, struct.error) as error:
+        raise ValueError(
+            f"{path} is damaged or not a safetensors file ({error}): download or train it again"
+        ) from None
+    expected = network.state_dict()
+    unfit = sorted(
+        key for key in expected.keys() | weights.keys()
+        if key not in expected or key not in weights or expected[key].shape != weights[key].shape
+    )  # fmt: skip
+    if unfit:
+        raise ValueError(
+            f"{path} holds weights of another network than its card says ({len(unfit)} tensors "
+            f"differ, {unfit[0]} first): use the file that belongs to the card"
+        )
+    network.load_state_dict(weights)
+    network.eval().requires_grad_(False).to(device)
+    schedule = make_schedule(
+        about["schedule"], about["num_train_timesteps"], about["zero_terminal_snr"]
+    )
+    return Denoiser(network, schedule, about["prediction_type"])
+
+
+def save(path: str | Path, denoiser: Denoiser, about: dict, dtype: torch.dtype = torch.float16) -> None:
+    """Write weights (half precision by default) and card, each whole or not at all.
+
+    Args:
+        path: ends in .safetensors; the card goes beside it as .json.
+        about: the card's contents; must hold what `load` needs (network, prediction_type, schedule,
+            num_train_timesteps, zero_terminal_snr).  The number of parameters is added.
+    """
+    path = Path(path)
+    missing = [key for key in NEEDED if key not in about]
+    if path.suffix != ".safetensors" or missing:
+        raise ValueError(
+            f"the card lacks {', '.join(missing)}" if missing else f"{path} must end in .safetensors"
+        )
+    weights = {key: value.detach().to("cpu", dtype).contiguous() for key, value in denoiser.net.state_dict().items()}
+    about = {"parameters": networks.count_parameters(denoiser.net), **about}
+    write_atomically(path, lambda temporary: save_file(weights, temporary))
+    text = json.dumps(about, indent=2, ensure_ascii=False) + "\n"
+    write_atomically(path.with_suffix(".json"), lambda temporary: temporary.write_text(text))
+
+
+def count_macs(network: nn.Module, shape: tuple[int, int, int] = (3, 64, 64)) -> int:
+    """Multiply-accumulates for one picture, counted by torch while the network runs once."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    device = next(network.parameters()).device
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(torch.zeros(1, *shape, device=device), torch.zeros(1, dtype=torch.int64, device=device))
+    return counter.get_total_flops() // 2
+
+
+def machine() -> dict:
+    """Where and when this runs, for a card: processor or GPU, cores, torch, date."""
+    name = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), name)
+    except OSError:
+        pass
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{name}, {torch.get_num_threads()} threads"
+    return {"machine": device, "torch": torch.__version__, "date": date.today().isoformat()}
+
+
+def _find(name: str | Path) -> Path:
+    shipped = FOLDER / f"{name}.safetensors"
+    if str(name) in names():
+        return shipped
+    path = Path(name)
+    if path.is_file():
+        return path
+    raise FileNotFoundError(
+        f"no weights named {str(name)!r}: give one of {', '.join(names()) or '(none shipped)'}, "
+        "or the path of a .safetensors file"
+    )

@@ -1,0 +1,179 @@
+"""Train a denoiser from the command line.
+
+    python -m diffusion_utils.train --data toy_cars --minutes 3 --out runs/toy
+    python -m diffusion_utils.train --data stanford_cars --minutes 120 --out runs/cars
+    accelerate launch -m diffusion_utils.train --data stanford_cars --minutes 15 --out runs/cars
+
+The folder receives checkpoint.pt, log.jsonl, a grid of samples now and then, and at the end
+weights.safetensors with its model card.  Ctrl-C saves and leaves; --resume goes on.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
+
+from diffusion_utils import pretrained
+from diffusion_utils.config import FREE_ON_RESUME, TrainConfig
+from diffusion_utils.data import stanford_cars, toy_cars
+from diffusion_utils.evaluation import error_per_timestep
+from diffusion_utils.files import write_atomically
+from diffusion_utils.networks import count_parameters
+from diffusion_utils.plotting import save_grid
+from diffusion_utils.sampling import sample
+from diffusion_utils.training import train
+
+# Under a million parameters; the work sits at 16×16 and 8×8, where a CPU computes fastest.
+CARS = {
+    "name": "resnet", "channels": [64, 96], "depth": [1, 3], "decoder_channels": [64, 32],
+    "decoder_depth": 1, "stem": 4, "embedding_dim": 64,
+}  # fmt: skip
+TOY = {"name": "resnet", "channels": [48, 64, 96], "decoder_channels": [64, 48], "decoder_depth": 1,
+       "stem": 2, "embedding_dim": 64}  # fmt: skip
+PRESETS = {
+    "stanford_cars": {"network": CARS, "size": 64},
+    "toy_cars": {"network": TOY, "size": 32},
+    "folder": {"network": CARS, "size": 64},
+}
+NON_COMMERCIAL = "trained on Stanford Cars (Krause et al. 2013): for non-commercial research only"
+LICENCES = {"stanford_cars": NON_COMMERCIAL, "toy_cars": "Apache-2.0, like the code"}
+
+
+def load_data(data: str, size: int) -> tuple[Tensor, Tensor, str]:
+    """Training pictures, held-out pictures and a description, by the name on the command line."""
+    if data == "toy_cars":
+        count, held_out = 8192, 512
+        images = toy_cars.load(count + held_out, size).images
+        return images[:count], images[count:], f"toy cars, {count} drawn at {size}×{size}"
+    cars = stanford_cars.load(size=size) if data == "stanford_cars" else stanford_cars.load_folder(data, size)
+    train_part, rest = cars.part(held_out=False), cars.part(held_out=True)
+    if len(train_part.images) == 0 or len(rest.images) < 2:  # too few pictures to spare any
+        train_part = rest = cars
+    what = "Stanford Cars train" if data == "stanford_cars" else "own pictures"
+    return train_part.images, rest.images, f"{what}, {len(train_part.images)} cropped to {size}×{size}"
+
+
+def model_card(config: TrainConfig, record, description: str, size: int, held_out: Tensor, data: str) -> dict:
+    """What is known about a finished run, for `pretrained.save`."""
+    measured = [int(f * (config.num_train_timesteps - 1)) for f in (0.1, 0.3, 0.5, 0.7, 0.9)]
+    held_out = held_out[:512]
+    varied = bool((held_out != held_out[:1]).any())  # one picture has no variance to compare with
+    errors = error_per_timestep(record.denoiser, held_out, measured) if varied else []
+    return {
+        "network": config.network,
+        "prediction_type": config.prediction_type,
+        "schedule": config.schedule,
+        "num_train_timesteps": config.num_train_timesteps,
+        "zero_terminal_snr": config.zero_terminal_snr,
+        "size": size,
+        "parameters": count_parameters(record.denoiser.net),
+        "macs": pretrained.count_macs(record.denoiser.net, (3, size, size)),
+        "data": description,
+        "licence": LICENCES.get(data, "that of the pictures it was trained on"),
+        "images_seen": record.images,
+        "steps": record.step,
+        "seconds": round(record.seconds),
+        **pretrained.machine(),
+        "seed": config.seed,
+        "training_loss": round(record.loss, 5),
+        "held_out_error_of_x0_as_share_of_variance": {
+            f"t={t}": round(error, 4) for t, error in zip(measured, errors)
+        },
+        "config": asdict(config),
+    }
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    defaults = TrainConfig(steps=1)
+    parser = argparse.ArgumentParser(
+        prog="python -m diffusion_utils.train", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add = parser.add_argument
+    add("--data", default="toy_cars", help="toy_cars, stanford_cars, or a folder of pictures")
+    add("--out", type=Path, required=True, help="folder of the run")
+    add("--resume", action="store_true", help="go on from the checkpoint in --out, with its settings")
+    add("--steps", type=int)
+    add("--images", type=int, help="stop after this many pictures")
+    add("--minutes", type=float, help="stop after this much training time")
+    add("--size", type=int, help="pixels; default 64, toy cars 32")
+    add("--network", type=json.loads, help='JSON, e.g. \'{"name": "resnet", "stem": 4, "channels": [64, 96]}\'')
+    for name in ("prediction_type", "schedule", "mixed_precision", "compile"):
+        add(f"--{name.replace('_', '-')}", default=getattr(defaults, name))
+    for name in ("num_train_timesteps", "batch_size", "warmup_steps", "seed", "log_every", "checkpoint_every"):
+        add(f"--{name.replace('_', '-')}", type=int, default=getattr(defaults, name))
+    for name in ("learning_rate", "weight_decay", "decay_fraction", "ema_decay"):
+        add(f"--{name.replace('_', '-')}", type=float, default=getattr(defaults, name))
+    add("--min-snr-gamma", type=float)
+    add("--zero-terminal-snr", action="store_true")
+    add("--sample-every", type=int, default=2000, help="draw a grid every so many steps; 0: only at the end")
+    return parser.parse_args(arguments)
+
+
+def configure(args: argparse.Namespace) -> tuple[TrainConfig, str, int]:
+    """Configuration, data and size: of the command line, or of the run that is resumed."""
+    stored = args.out / "run.json"
+    if args.resume and stored.is_file():
+        about = json.loads(stored.read_text())
+        asked = {name: getattr(args, name) for name in FREE_ON_RESUME}
+        if all(args_value is None for args_value in (args.steps, args.images, args.minutes)):
+            asked = {}
+        return TrainConfig(**{**about["config"], **asked}), about["data"], about["size"]
+    preset = PRESETS.get(args.data, PRESETS["folder"])
+    options = {name: getattr(args, name) for name in asdict(TrainConfig(steps=1)) if hasattr(args, name)}
+    options["network"] = args.network or preset["network"]
+    return TrainConfig(**options), args.data, args.size or preset["size"]
+
+
+def write_run(out: Path, config: TrainConfig, data: str, size: int) -> None:
+    """What `--resume` needs beside the checkpoint: which data, at what size."""
+    text = json.dumps({"data": data, "size": size, "config": asdict(config)}, indent=2) + "\n"
+    write_atomically(out / "run.json", lambda path: path.write_text(text))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = parse(arguments)
+    config, data, size = configure(args)
+    pictures, held_out, description = load_data(data, size)
+    is_main = Accelerator().is_main_process  # of several, one writes and talks
+    columns, seeds = 8, range(32)
+    bar = None
+    for record in train(config, pictures, args.out, resume=args.resume):
+        if not is_main:
+            continue
+        device = next(record.denoiser.net.parameters()).device
+        if bar is None:
+            write_run(args.out, config, data, size)
+            bar = tqdm(total=100, unit="%", bar_format="{l_bar}{bar}| {elapsed}<{remaining} {postfix}")
+        bar.n = round(100 * config.progress(record.step, record.seconds), 2)
+        bar.set_postfix_str(
+            f"step {record.step}, loss {record.loss:.4f}, {record.images_per_second:.0f} images/s"
+        )
+        if args.sample_every and record.images_per_second and record.step % args.sample_every < config.log_every:
+            drawn = sample(record.denoiser, seeds, (3, size, size), device=device)
+            save_grid(drawn, args.out / f"samples_{record.step:07d}.png", columns)
+    if not is_main:
+        return
+    bar.close()
+    if not record.images_per_second:
+        print(f"{args.out} had already used its budget: raise --steps, --images or --minutes to go on")
+    if record.stopped:
+        print(f"stopped at step {record.step} and saved; go on with --resume --out {args.out}")
+        return
+    card = model_card(config, record, description, size, held_out, data)
+    pretrained.save(args.out / "weights.safetensors", record.denoiser, card)
+    drawn = sample(record.denoiser, range(64), (3, size, size), device=device)
+    save_grid(drawn, args.out / "samples.png", columns)
+    print(f"{card['parameters']:,} parameters, {record.images:,} images: {args.out}/weights.safetensors, samples.png")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, FileNotFoundError, FileExistsError, FloatingPointError) as error:
+        sys.exit(f"error: {error}")  # one clear sentence; a traceback would bury it

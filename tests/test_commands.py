@@ -1,0 +1,416 @@
+"""The commands, from the command line to the files they leave."""
+
+import json
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffusion_utils import pretrained
+from diffusion_utils import sample as sample_command
+from diffusion_utils import train as train_command
+from diffusion_utils.data import stanford_cars, toy_cars
+from diffusion_utils.training import load_checkpoint, read_log
+
+ROOT = Path(__file__).parent.parent
+TINY = {"name": "resnet", "channels": [8, 8], "stem": 2, "embedding_dim": 8}
+COMMON = [
+    "--network", json.dumps(TINY), "--batch-size", 8, "--warmup-steps", 2, "--log-every", 2,
+    "--mixed-precision", "no", "--compile", "no",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """On a core shared with other work, two threads wait for each other at every small sum."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def few_toys(monkeypatch):
+    """The thousands of toy cars that a run draws, as copies of 32: drawing them takes seconds."""
+    draw = toy_cars.load
+
+    def load(count, size):
+        cars = draw(32, size)
+        copies = -(-count // 32)
+        return cars._replace(images=cars.images.repeat(copies, 1, 1, 1)[:count])
+
+    monkeypatch.setattr(toy_cars, "load", load)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Forty small pictures of one's own."""
+    where = tmp_path / "pictures"
+    where.mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (40, 12, 16, 3), np.uint8)
+    for i, picture in enumerate(noise):
+        Image.fromarray(picture).save(where / f"{i:02d}.png")
+    return where
+
+
+def train(*arguments):
+    train_command.main([str(a) for a in arguments])
+
+
+def files(folder):
+    return sorted(p.name for p in folder.iterdir())
+
+
+def command(module, *arguments):
+    """`python -m module …` without the wait for a new process; returns what it exits with."""
+    before, sys.argv = sys.argv, [module, *map(str, arguments)]
+    try:
+        with pytest.raises(SystemExit) as left:
+            runpy.run_module(module, run_name="__main__")
+    finally:
+        sys.argv = before
+    return left.value.code
+
+
+# ---------------------------------------------------------------- training
+
+
+def test_a_run_on_toy_cars_from_start_to_finish(tmp_path, few_toys, capsys):
+    out = tmp_path / "new" / "run"
+    train("--data", "toy_cars", "--out", out, "--steps", 6, "--size", 16, *COMMON)
+    assert files(out) == [
+        "checkpoint.pt", "log.jsonl", "run.json", "samples.png", "weights.json",
+        "weights.safetensors",
+    ]  # fmt: skip
+    assert [r["step"] for r in read_log(out / "log.jsonl")] == [2, 4, 6]
+    run = json.loads((out / "run.json").read_text())
+    assert (run["data"], run["size"], run["config"]["steps"]) == ("toy_cars", 16, 6)
+    said = capsys.readouterr().out
+    assert f"48 images: {out}/weights.safetensors, samples.png" in said
+
+    about = pretrained.card(out / "weights.safetensors")
+    assert about["network"] == TINY and about["prediction_type"] == "sample"
+    assert (about["size"], about["steps"], about["images_seen"], about["seed"]) == (16, 6, 48, 0)
+    assert about["data"] == "toy cars, 8192 drawn at 16×16" and "Apache-2.0" in about["licence"]
+    loss = read_log(out / "log.jsonl")[-1]["loss"]
+    assert about["training_loss"] == pytest.approx(loss, abs=1e-4)
+    errors = about["held_out_error_of_x0_as_share_of_variance"]
+    assert list(errors) == ["t=99", "t=299", "t=499", "t=699", "t=899"]
+    assert all(0 < error < 20 for error in errors.values())
+    assert about["macs"] > 0 and about["parameters"] > 0 and about["config"] == run["config"]
+
+    # The weights are the moving average, in half precision.
+    ema = load_checkpoint(out / "checkpoint.pt")["ema"]
+    for name, value in pretrained.load(out / "weights.safetensors").net.state_dict().items():
+        assert torch.equal(value, ema[f"module.{name}"].half().float())
+
+    with Image.open(out / "samples.png") as image:
+        assert image.format == "PNG" and image.width > image.height  # 8 × 8 pictures at 4:3
+        assert np.asarray(image).std() > 1
+
+
+def test_resume_goes_on_with_the_settings_of_the_run(tmp_path, few_toys, capsys):
+    own = ["--size", 16, "--learning-rate", 2e-3, "--seed", 5]
+    train("--out", tmp_path, "--steps", 4, *own, *COMMON)
+    first = (tmp_path / "weights.safetensors").read_bytes()
+    card = (tmp_path / "weights.json").read_bytes()
+    (tmp_path / "weights.safetensors").unlink()  # as if the run had died just before it wrote them
+    (tmp_path / "weights.json").unlink()
+    train("--out", tmp_path, "--resume")
+    assert "had already used its budget: raise --steps" in capsys.readouterr().out
+    assert (tmp_path / "weights.safetensors").read_bytes() == first
+    assert json.loads((tmp_path / "weights.json").read_bytes()) == json.loads(card)
+    train("--out", tmp_path, "--resume", "--steps", 8, "--log-every", 2)  # nothing else is repeated
+    assert [r["step"] for r in read_log(tmp_path / "log.jsonl")] == [2, 4, 6, 8]
+    about = pretrained.card(tmp_path / "weights.safetensors")
+    assert about["steps"] == 8 and about["config"]["learning_rate"] == 2e-3 and about["seed"] == 5
+    assert about["network"] == TINY and about["size"] == 16
+    assert (tmp_path / "weights.safetensors").read_bytes() != first
+    assert json.loads((tmp_path / "run.json").read_text())["config"]["steps"] == 8
+
+
+def test_resume_in_an_empty_folder_starts_a_run(tmp_path, folder):
+    out = tmp_path / "run"
+    train("--data", folder, "--out", out, "--steps", 2, "--size", 8, "--resume", *COMMON)
+    assert load_checkpoint(out / "checkpoint.pt")["step"] == 2
+
+
+def test_a_folder_of_own_pictures_keeps_some_out(tmp_path, folder):
+    out = tmp_path / "run"
+    train("--data", folder, "--out", out, "--images", 16, "--size", 8, *COMMON)
+    about = pretrained.card(out / "weights.safetensors")
+    held_out = sum(stanford_cars.is_held_out(f"{i:02d}.png") for i in range(40))
+    assert 1 < held_out < 10
+    assert about["data"] == f"own pictures, {40 - held_out} cropped to 8×8" and about["steps"] == 2
+    assert "pictures it was trained on" in about["licence"]
+
+
+@pytest.mark.parametrize("count", [1, 2, 13, 30])
+def test_very_few_pictures_are_all_used(tmp_path, folder, count):
+    """With 13 and 30 one is held out, and of a single picture there is no variance to measure."""
+    for file in sorted(folder.iterdir())[count:]:
+        file.unlink()
+    images, held_out, _ = train_command.load_data(str(folder), 8)
+    assert torch.equal(images, held_out) and len(images) == count
+    train("--data", folder, "--out", tmp_path / "run", "--steps", 1, "--size", 8, *COMMON)
+    errors = pretrained.card(tmp_path / "run" / "weights.safetensors")
+    assert len(errors["held_out_error_of_x0_as_share_of_variance"]) == (0 if count == 1 else 5)
+
+
+def test_grids_are_drawn_on_the_way(tmp_path, folder):
+    out = tmp_path / "run"
+    own = ["--steps", 6, "--size", 8, "--sample-every", 4]
+    train("--data", folder, "--out", out, *own, *COMMON)
+    assert [f for f in files(out) if f.startswith("samples")] == [
+        "samples.png", "samples_0000004.png",
+    ]  # fmt: skip
+
+
+def test_options_reach_the_configuration(tmp_path):
+    args = train_command.parse(
+        "--out x --minutes 3 --prediction-type v_prediction --schedule linear --batch-size 9 "
+        "--seed 4 --num-train-timesteps 50 --weight-decay 0.5 --decay-fraction 0.1 --ema-decay 0.9 "
+        "--min-snr-gamma 5 --zero-terminal-snr --checkpoint-every 7 --warmup-steps 3".split()
+    )
+    config, data, size = train_command.configure(args)
+    assert (data, size, config.network) == ("toy_cars", 32, train_command.TOY)
+    expected = {
+        "minutes": 3, "steps": None, "prediction_type": "v_prediction", "schedule": "linear",
+        "batch_size": 9, "seed": 4, "num_train_timesteps": 50, "weight_decay": 0.5,
+        "decay_fraction": 0.1, "ema_decay": 0.9, "min_snr_gamma": 5, "zero_terminal_snr": True,
+        "checkpoint_every": 7, "warmup_steps": 3,
+    }  # fmt: skip
+    assert {name: getattr(config, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize("data", sorted(train_command.PRESETS))
+def test_the_presets_are_below_a_million_parameters_and_fit_their_size(data):
+    preset = train_command.PRESETS[data]
+    net = train_command.pretrained.networks.build(**preset["network"])
+    assert sum(p.numel() for p in net.parameters()) <= 1_000_000
+    size = preset["size"]
+    with torch.no_grad():
+        assert net(torch.zeros(1, 3, size, size), torch.tensor([3])).shape == (1, 3, size, size)
+
+
+# ---------------------------------------------------------------- stopping
+
+
+def python(*arguments):
+    return subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+
+
+def wait_for_log(out, seconds=120):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if (out / "log.jsonl").is_file() and len(read_log(out / "log.jsonl")) > 2:
+            return
+        time.sleep(0.02)
+
+
+def assert_stopped(out, said):
+    step = load_checkpoint(out / "checkpoint.pt")["step"]
+    assert said == f"stopped at step {step} and saved; go on with --resume --out {out}\n"
+    assert step == read_log(out / "log.jsonl")[-1]["step"] and 4 < step < 10**6
+    train("--out", out, "--resume", "--steps", step + 2)  # as it says
+    assert load_checkpoint(out / "checkpoint.pt")["step"] == step + 2
+    assert (out / "weights.safetensors").is_file()
+
+
+def test_sigterm_saves_says_how_to_go_on_and_exits_with_0(tmp_path, folder):
+    out = tmp_path / "run"
+    arguments = ["--data", folder, "--out", out, "--steps", 10**6, "--size", 8, *COMMON]
+    process = python("-m", "diffusion_utils.train", *arguments)
+    wait_for_log(out)
+    process.send_signal(signal.SIGTERM)
+    said, errors = process.communicate(timeout=60)
+    assert process.returncode == 0 and "Traceback" not in errors, errors
+    assert_stopped(out, said)
+
+
+def test_ctrl_c_does_the_same(tmp_path, folder, capsys):
+    out = tmp_path / "run"
+    before = signal.getsignal(signal.SIGINT)
+
+    def press():
+        wait_for_log(out)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    finger = threading.Thread(target=press)
+    finger.start()
+    train("--data", folder, "--out", out, "--steps", 10**6, "--size", 8, *COMMON)
+    finger.join()
+    assert signal.getsignal(signal.SIGINT) is before
+    assert_stopped(out, capsys.readouterr().out)
+
+
+# ---------------------------------------------------------------- errors
+
+
+def test_an_error_is_one_line_without_a_traceback(tmp_path):
+    missing = tmp_path / "no"
+    arguments = ["--data", missing, "--out", tmp_path, "--steps", 1]
+    process = python("-m", "diffusion_utils.train", *arguments)
+    said, errors = process.communicate(timeout=120)
+    assert process.returncode == 1 and said == ""
+    assert len(errors.splitlines()) == 1
+    assert errors.startswith(f"error: {missing} is not a folder: give the path of a folder")
+
+
+TRAIN_ERRORS = {
+    "no budget": ([], "say when to stop"),
+    "prediction": (["--steps", 1, "--prediction-type", "x"], "unknown prediction_type 'x'"),
+    "network": (["--steps", 1, "--network", '{"name": "unet"}'], "unknown network 'unet'"),
+    "schedule": (["--steps", 1, "--schedule", "x"], "'x'"),
+    "size": (["--steps", 1, "--size", 10, "--network", json.dumps(TINY)], "be multiples of"),
+    "no cars": (["--steps", 1, "--data", "stanford_cars"], "Stanford Cars was not found"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+@pytest.mark.parametrize("arguments, text", TRAIN_ERRORS.values(), ids=TRAIN_ERRORS)
+def test_errors_of_training_say_what_is_wrong(tmp_path, folder, monkeypatch, arguments, text):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("STANFORD_CARS_ROOT", raising=False)
+    own = ["--data", folder, "--out", tmp_path / "run", "--compile", "no"]
+    said = command("diffusion_utils.train", *own, *arguments)
+    assert said.startswith("error: ") and text in said and "\n" not in said
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+def test_errors_of_a_run_folder_say_what_is_wrong(tmp_path, folder):
+    out = tmp_path / "run"
+    arguments = ["--data", folder, "--out", out, "--steps", 2, "--size", 8, *COMMON]
+    train(*arguments)
+    before = (out / "checkpoint.pt").read_bytes()
+    said = command("diffusion_utils.train", *arguments)
+    assert said.startswith(f"error: {out} already holds a run: resume it (--resume) or choose")
+    assert (out / "checkpoint.pt").read_bytes() == before
+    (out / "checkpoint.pt").write_bytes(before[:1000])
+    said = command("diffusion_utils.train", "--out", out, "--resume", "--steps", 4)
+    assert said.startswith(f"error: {out}/checkpoint.pt is damaged") and "\n" not in said
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+def test_a_failing_download_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "kagglehub", None)  # makes the import fail
+    said = command("diffusion_utils.data.stanford_cars")
+    assert said.startswith("error: the download did not work") and "\n" not in said
+
+
+# ---------------------------------------------------------------- sampling
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Weights of a network that draws noise; the commands do not mind."""
+    torch.manual_seed(0)
+    net = pretrained.networks.build(**TINY).eval()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    about = {
+        "network": TINY, "prediction_type": "sample", "schedule": "cosine",
+        "num_train_timesteps": 100, "zero_terminal_snr": False, "size": 16,
+    }  # fmt: skip
+    denoiser = pretrained.Denoiser(net, pretrained.make_schedule("cosine", 100), "sample")
+    path = tmp_path_factory.mktemp("weights") / "mine.safetensors"
+    pretrained.save(path, denoiser, about)
+    return path
+
+
+def draw(weights, out, *arguments):
+    sample_command.main(
+        [str(a) for a in ("--weights", weights, "--out", out, "--device", "cpu", *arguments)]
+    )
+    with Image.open(out) as image:
+        return np.asarray(image)
+
+
+def test_sample_draws_a_grid_that_depends_on_its_arguments_alone(tmp_path, weights, capsys):
+    settings = ["--sampler", "ddim", "--steps", 5, "--columns", 2]
+    four = draw(weights, tmp_path / "a" / "four.png", "--count", 4, "--seed", 0, *settings)
+    assert "4 pictures in" in capsys.readouterr().out
+    again = draw(weights, tmp_path / "again.png", "--count", 4, "--seed", 0, *settings)
+    assert np.array_equal(four, again)
+    assert four.ndim == 3 and four.shape[1] > four.shape[0]
+    # Picture i has the seed --seed + i: the lower row is the upper row two seeds later.
+    two = draw(weights, tmp_path / "two.png", "--count", 2, "--seed", 2, *settings)
+    height = two.shape[0] // 2
+    middle = slice(height - 3, height + 3)
+    offset = four.shape[0] - two.shape[0]
+    assert np.array_equal(four[offset:][middle], two[middle])
+    assert not np.array_equal(four[: len(two)][middle], two[middle])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [["--sampler", "ddpm"], ["--eta", 1], ["--steps", 3], ["--spacing", "leading"], ["--seed", 1]],
+)
+def test_every_option_of_sample_changes_the_picture(tmp_path, weights, change):
+    settings = ["--count", 1, "--sampler", "ddim", "--steps", 8, "--no-clamp"]
+    plain = draw(weights, tmp_path / "plain.png", *settings)
+    assert not np.array_equal(plain, draw(weights, tmp_path / "other.png", *settings, *change))
+
+
+SAMPLE_ERRORS = {
+    "unknown": (["--weights", "nobodys"], "no weights named 'nobodys'"),
+    "count": (["--count", 0], "--count and --columns must be at least 1"),
+    "eta": (["--eta", 0.5], "--eta belongs to --sampler ddim"),
+    "eta range": (["--eta", 2, "--sampler", "ddim"], "in [0, 1], not 2"),
+    "steps": (["--steps", 101], "in [1, 100], not 101"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+@pytest.mark.parametrize("arguments, text", SAMPLE_ERRORS.values(), ids=SAMPLE_ERRORS)
+def test_errors_of_sampling_say_what_is_wrong(tmp_path, weights, arguments, text):
+    out = tmp_path / "grid.png"
+    said = command(
+        "diffusion_utils.sample", "--weights", weights, "--out", out, "--device", "cpu", *arguments
+    )
+    assert said.startswith("error: ") and text in said and "\n" not in said
+    assert not out.exists()
+
+
+def test_a_card_without_a_size_is_drawn_at_64(tmp_path, weights):
+    about = pretrained.card(weights)
+    del about["size"]
+    path = tmp_path / "sizeless.safetensors"
+    pretrained.save(path, pretrained.load(weights), about)
+    plain = draw(weights, tmp_path / "16.png", "--count", 1, "--steps", 2)
+    assert draw(path, tmp_path / "64.png", "--count", 1, "--steps", 2).shape[0] > 3 * plain.shape[0]
+
+
+def test_accelerate_launches_two_processes_that_train_the_same_model(folder, tmp_path):
+    """The README's way to several GPUs, on two CPU processes that talk through gloo."""
+    run = ["-m", "diffusion_utils.train", "--data", folder, "--size", 16, "--steps", 4, "--sample-every", 0, *COMMON]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launch = [Path(sys.executable).with_name("accelerate"), "launch", "--multi_gpu", "--num_processes", 2,
+              "--main_process_port", port]  # fmt: skip
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    for out, start in (("one", [sys.executable]), ("two", launch)):
+        done = subprocess.run(
+            [str(a) for a in (*start, *run, "--out", tmp_path / out)],
+            env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (load_checkpoint(tmp_path / name / "checkpoint.pt")["net"] for name in ("one", "two"))
+    for name, weights in one.items():
+        assert torch.allclose(weights, two[name], atol=1e-5), name

@@ -1,0 +1,235 @@
+"""Weights and model cards: saved, loaded, and refused with a clear sentence when unfit."""
+
+import json
+import struct
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from diffusion_utils import networks, pretrained
+from diffusion_utils.data import toy_cars
+from diffusion_utils.evaluation import error_per_timestep
+from diffusion_utils.prediction import Denoiser
+from diffusion_utils.sampling import sample
+from diffusion_utils.schedule import make_schedule
+
+SMALL = {"name": "resnet", "channels": [8, 16], "stem": 2, "embedding_dim": 8}
+ABOUT = {
+    "network": SMALL, "prediction_type": "v_prediction", "schedule": "linear",
+    "num_train_timesteps": 50, "zero_terminal_snr": True, "size": 8, "data": "made up, größer",
+}  # fmt: skip
+
+
+def make_denoiser(seed=0, about=ABOUT):
+    torch.manual_seed(seed)
+    net = networks.build(**about["network"]).eval()
+    with torch.no_grad():
+        for parameter in net.parameters():  # the zero-initialised parts count, too
+            parameter += 0.1 * torch.randn_like(parameter)
+    schedule = make_schedule(
+        about["schedule"], about["num_train_timesteps"], about["zero_terminal_snr"]
+    )
+    return Denoiser(net, schedule, about["prediction_type"])
+
+
+@pytest.fixture
+def saved(tmp_path):
+    path = tmp_path / "mine.safetensors"
+    pretrained.save(path, make_denoiser(), ABOUT)
+    return path
+
+
+@torch.no_grad()
+def answer(denoiser):
+    x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    return denoiser(x, torch.tensor([0, 10, 30, 49]))
+
+
+def test_what_is_saved_comes_back(saved):
+    before, after = make_denoiser(), pretrained.load(saved)
+    torch.testing.assert_close(answer(after), answer(before), atol=0.02, rtol=0.02)
+    other = answer(make_denoiser(seed=1))
+    assert (answer(after) - other).abs().max() > 0.5  # so "close" says something
+    assert after.prediction_type == "v_prediction"
+    torch.testing.assert_close(
+        after.schedule.alphas_cumprod, before.schedule.alphas_cumprod, atol=0, rtol=0
+    )
+
+
+def test_float32_comes_back_bit_for_bit(tmp_path):
+    path = tmp_path / "full.safetensors"
+    pretrained.save(path, make_denoiser(), ABOUT, dtype=torch.float32)
+    assert torch.equal(answer(pretrained.load(path)), answer(make_denoiser()))
+
+
+def test_weights_are_stored_in_half_precision_by_default(saved, tmp_path):
+    pretrained.save(tmp_path / "full.safetensors", make_denoiser(), ABOUT, dtype=torch.float32)
+    half, full = saved.stat().st_size, (tmp_path / "full.safetensors").stat().st_size
+    numbers = networks.count_parameters(make_denoiser().net)
+    assert 0 <= full - half - 2 * numbers < 200  # the headers differ by some characters
+
+
+def test_the_same_file_gives_the_same_weights_every_time(saved):
+    one, two = pretrained.load(saved), pretrained.load(str(saved))
+    torch.manual_seed(99)  # whatever else is going on
+    for a, b in zip(one.net.state_dict().values(), two.net.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    assert torch.equal(answer(one), answer(two))
+
+
+def test_a_loaded_network_is_ready_for_use(saved):
+    net = pretrained.load(saved).net
+    assert not net.training
+    assert all(p.dtype == torch.float32 and not p.requires_grad for p in net.parameters())
+
+
+def test_the_card_holds_what_was_said_and_the_parameters(saved):
+    about = pretrained.card(saved)
+    parameters = networks.count_parameters(make_denoiser().net)
+    assert about == {"parameters": parameters, **ABOUT}
+    assert "größer" in saved.with_suffix(".json").read_text(encoding="utf-8")
+
+
+def test_saving_does_not_change_the_network(tmp_path):
+    denoiser = make_denoiser()
+    before = answer(denoiser)
+    pretrained.save(tmp_path / "a.safetensors", denoiser, ABOUT)
+    assert torch.equal(answer(denoiser), before)
+
+
+def test_save_refuses_a_card_that_could_not_be_loaded(tmp_path):
+    short = {k: v for k, v in ABOUT.items() if k not in ("schedule", "network")}
+    with pytest.raises(ValueError, match="the card lacks network, schedule"):
+        pretrained.save(tmp_path / "a.safetensors", make_denoiser(), short)
+    with pytest.raises(ValueError, match="a.pt must end in .safetensors"):
+        pretrained.save(tmp_path / "a.pt", make_denoiser(), ABOUT)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kept", [0, 5, 100, 0.5, -1])
+def test_a_truncated_file_is_refused(saved, kept):
+    data = saved.read_bytes()
+    saved.write_bytes(data[: int(kept * len(data)) if isinstance(kept, float) else kept])
+    with pytest.raises(ValueError, match="mine.safetensors is damaged or not a safetensors file"):
+        pretrained.load(saved)
+
+
+def test_a_foreign_file_is_refused(saved):
+    Image.new("RGB", (64, 64), "red").save(saved, format="PNG")
+    with pytest.raises(ValueError, match="not a safetensors file.*download or train it again"):
+        pretrained.load(saved)
+
+
+def test_a_header_that_promises_too_much_is_refused(saved):
+    saved.write_bytes(struct.pack("<Q", 2**60) + b"{}")
+    with pytest.raises(ValueError, match="not a safetensors file"):
+        pretrained.load(saved)
+
+
+@pytest.mark.parametrize(
+    "network", [{**SMALL, "channels": [8, 8]}, {**SMALL, "depth": 2}, {**SMALL, "stem": 1}]
+)
+def test_weights_of_another_network_are_refused(saved, network):
+    about = {**ABOUT, "network": network}
+    saved.with_suffix(".json").write_text(json.dumps(about))
+    with pytest.raises(ValueError, match=r"another network than its card says \(\d+ tensors"):
+        pretrained.load(saved)
+
+
+def test_an_unknown_network_or_option_on_the_card_is_refused(saved):
+    for network, text in (
+        ({"name": "transformer"}, "unknown network 'transformer'"),
+        ({**SMALL, "skips": True}, "skips"),
+    ):
+        saved.with_suffix(".json").write_text(json.dumps({**ABOUT, "network": network}))
+        with pytest.raises(ValueError, match=text):
+            pretrained.load(saved)
+
+
+def test_a_missing_card_is_told(saved):
+    saved.with_suffix(".json").unlink()
+    with pytest.raises(ValueError, match="mine.json is missing: weights need the model card"):
+        pretrained.load(saved)
+
+
+@pytest.mark.parametrize("text", ["", '{"network": {', "7", "[]", '"a card"', "{}", "null"])
+def test_a_damaged_card_is_told(saved, text):
+    saved.with_suffix(".json").write_text(text)
+    with pytest.raises(ValueError, match="mine.json is not a model card"):
+        pretrained.load(saved)
+
+
+def test_a_card_of_bytes_that_are_no_text_is_told(saved):
+    saved.with_suffix(".json").write_bytes(b"\xff\xfe\x00{}")
+    with pytest.raises(ValueError, match="mine.json is not a model card"):
+        pretrained.load(saved)
+
+
+def test_a_card_names_what_it_lacks(saved):
+    about = {k: v for k, v in ABOUT.items() if k != "prediction_type"}
+    saved.with_suffix(".json").write_text(json.dumps(about))
+    with pytest.raises(ValueError, match="it lacks prediction_type"):
+        pretrained.card(saved)
+
+
+def test_an_unknown_name_lists_the_known_ones(saved, tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrained, "FOLDER", tmp_path)
+    pretrained.save(tmp_path / "yours.safetensors", make_denoiser(), ABOUT)
+    assert pretrained.names() == ["mine", "yours"]
+    assert torch.equal(answer(pretrained.load("mine")), answer(pretrained.load("yours")))
+    for asked in (pretrained.load, pretrained.card):
+        with pytest.raises(FileNotFoundError, match="no weights named 'ours'.*mine, yours"):
+            asked("ours")
+
+
+def test_without_shipped_weights_the_message_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrained, "FOLDER", tmp_path)
+    with pytest.raises(FileNotFoundError, match="none shipped"):
+        pretrained.load("ours")
+
+
+class OnlyConvolution(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.convolution = nn.Conv2d(3, 8, 3, padding=1)
+        self.strided = nn.Conv2d(8, 5, 3, stride=2, padding=1)
+
+    def forward(self, x, t):
+        return self.strided(self.convolution(x))
+
+
+def test_multiply_accumulates_of_two_convolutions():
+    # Each output number takes kernel² × input channels multiplications.
+    by_hand = (8 * 16 * 12) * (9 * 3) + (5 * 8 * 6) * (9 * 8)
+    assert pretrained.count_macs(OnlyConvolution(), (3, 16, 12)) == by_hand
+
+
+def test_machine_names_processor_torch_and_date():
+    about = pretrained.machine()
+    assert set(about) == {"machine", "torch", "date"} and all(about.values())
+    json.dumps(about)
+
+
+@pytest.mark.parametrize("name", pretrained.names())
+def test_shipped_weights_are_small_and_draw(name):
+    about, denoiser = pretrained.card(name), pretrained.load(name)
+    size = about["size"]
+    parameters = networks.count_parameters(denoiser.net)
+    assert about["parameters"] == parameters <= 1_000_000
+    assert (pretrained.FOLDER / f"{name}.safetensors").stat().st_size <= 4 * 2**20
+    assert about["macs"] == pretrained.count_macs(denoiser.net, (3, size, size))
+    for key in ("data", "licence", "images_seen", "seconds", "machine", "date", "training_loss"):
+        assert about[key], key
+    drawn = sample(denoiser, range(4), (3, size, size), steps=10)
+    assert drawn.isfinite().all() and drawn.abs().max() < 1.5
+    assert drawn.std(0).mean() > 0.05  # four different pictures
+
+
+@pytest.mark.parametrize("name", [n for n in pretrained.names() if n.startswith("toy-cars")])
+def test_shipped_toy_weights_see_through_noise(name):
+    about = pretrained.card(name)
+    images = toy_cars.load(64, about["size"], seed=1).images
+    t = about["num_train_timesteps"] // 2
+    assert error_per_timestep(pretrained.load(name), images, [t])[0] < 0.5
