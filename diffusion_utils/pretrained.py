@@ -128,7 +128,9 @@ def machine() -> dict:
         name = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), name)
     except OSError:
         pass
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{name}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    cpu = f"{name}, {threads} thread{'s' if threads > 1 else ''}"
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu
     return {"machine": device, "torch": torch.__version__, "date": date.today().isoformat()}
 
 

@@ -30,15 +30,6 @@ COMMON = [
 ]  # fmt: skip
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """On a core shared with other work, two threads wait for each other at every small sum."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def few_toys(monkeypatch):
     """The thousands of toy cars that a run draws, as copies of 32: drawing them takes seconds."""

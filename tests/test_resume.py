@@ -18,15 +18,6 @@ ROOT = Path(__file__).parent.parent
 TINY = {"name": "resnet", "channels": [8, 8], "stem": 2, "embedding_dim": 8}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """On a core shared with other work, two threads wait for each other at every small sum."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def config(**changes):
     options = {
         "network": TINY, "steps": 12, "batch_size": 4, "warmup_steps": 3, "log_every": 1,

@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusion_utils.prediction import PREDICTION_TYPES, Denoiser, to_sample
+from diffusion_utils.prediction import PREDICTION_TYPES, Denoiser
 from diffusion_utils.sampling import (
     SAMPLERS, SPACINGS, Noise, ddim, ddpm, dpm_solver_pp, sample, timesteps, trajectory)
 from diffusion_utils.schedule import Schedule, cosine, linear, make_schedule

@@ -24,15 +24,6 @@ from diffusion_utils.training import (
 TINY = {"name": "resnet", "channels": [8, 8], "stem": 2, "embedding_dim": 8}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """On a core shared with other work, two threads wait for each other at every small sum."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def config(**changes):
     options = {
         "network": TINY, "steps": 6, "batch_size": 4, "warmup_steps": 2, "log_every": 1,
