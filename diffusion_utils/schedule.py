@@ -44,7 +44,10 @@ class Schedule:
 
     def snr(self, t: Tensor | None = None) -> Tensor:
         """Signal-to-noise ratio ᾱ_t / (1 - ᾱ_t), float64, for timesteps `t` (default: all T)."""
-        alphas_cumprod = self.alphas_cumprod if t is None else self._at(t)
+        if t is None:
+            alphas_cumprod = self.alphas_cumprod
+        else:
+            alphas_cumprod = self._extended.to(t.device)[self._checked(t)]
         return alphas_cumprod / (1 - alphas_cumprod)
 
     def alpha_sigma(self, t: Tensor | int, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,9 +64,11 @@ class Schedule:
         t = torch.as_tensor(t).reshape(-1)
         if len(t) not in (1, len(like)):
             raise ValueError(f"{len(t)} timesteps for {len(like)} pictures: give one each, or one for all")
-        alphas_cumprod = self._at(t).reshape(-1, *[1] * (like.dim() - 1))
-        # Cast before moving: some devices (Apple's) have no float64.
-        return tuple(x.sqrt().to(like.dtype).to(like.device) for x in (alphas_cumprod, 1 - alphas_cumprod))
+        # Roots in float64, then the cast, then the move: some devices (Apple's) have no float64.
+        table = torch.stack([self._extended.sqrt(), (1 - self._extended).sqrt()]).to(like.dtype)
+        alpha, sigma = table.to(like.device)[:, self._checked(t).to(like.device)]
+        shape = (-1, *[1] * (like.dim() - 1))
+        return alpha.reshape(shape), sigma.reshape(shape)
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor | int) -> Tensor:
         """Jump from x₀ straight to x_t: √ᾱ_t · x₀ + √(1 - ᾱ_t) · ε  (DDPM eq. 4).
@@ -98,20 +103,23 @@ class Schedule:
         root = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
         return Schedule(root**2, name=self.name + "+zero_terminal_snr")
 
-    def _at(self, t: Tensor) -> Tensor:
-        """ᾱ at timesteps t, on t's own device, with ᾱ_{-1} = 1; a clear error instead of a silent
-        wrap-around for anything else."""
+    @property
+    def _extended(self) -> Tensor:
+        """ᾱ_0 … ᾱ_{T-1}, and 1 at the end, where the index -1 finds it."""
+        return torch.cat([self.alphas_cumprod, torch.ones(1, dtype=torch.float64)])
+
+    def _checked(self, t: Tensor) -> Tensor:
+        """Timesteps as int64, or a clear error instead of a silent wrap-around."""
         if t.is_floating_point() or t.dtype == torch.bool:
             raise ValueError(f"timesteps must be integers, not {t.dtype}")
         t = t.long()
         # On a GPU the check would make the host wait for the device; indexing still fails there.
-        if t.device.type == "cpu" and t.numel() and not -1 <= t.min() <= t.max() < len(self.alphas_cumprod):
+        if t.device.type == "cpu" and t.numel() and not -1 <= t.min() <= t.max() < self.num_train_timesteps:
             raise ValueError(
                 f"timesteps must lie in [0, {self.num_train_timesteps - 1}], "
                 f"not {int(t.min())}…{int(t.max())} (only -1, the finished picture, is allowed besides)"
             )
-        extended = torch.cat([self.alphas_cumprod, torch.ones(1, dtype=torch.float64)])
-        return extended.to(t.device)[t]
+        return t
 
 
 def linear(num_train_timesteps: int = 1000) -> Schedule:
