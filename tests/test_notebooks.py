@@ -1,0 +1,182 @@
+"""What nbval does not look at: the form of the notebooks, and that the code they teach is the
+package's code."""
+
+import ast
+import math
+import os
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from diffusion_utils import evaluation, prediction, sampling, schedule, training
+from diffusion_utils.networks import blocks
+
+FOLDER = Path(__file__).parents[1] / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+EVERY = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def cells(path, kind="code"):
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == kind]
+
+
+def taught(stem: str) -> dict:
+    """Every function and class that a notebook defines at the top of a cell, ready to call."""
+    tree = ast.parse("\n".join(cell.source for cell in cells(FOLDER / f"{stem}.ipynb")))
+    keep = [node for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+    space = {"torch": torch, "math": math, "nn": nn, "F": F, "blocks": blocks, "sampling": sampling}
+    exec(compile(ast.Module(keep, []), stem, "exec"), space)  # our own notebooks' code
+    return space
+
+
+def test_the_series_is_complete():
+    assert [path.stem for path in NOTEBOOKS][:4] == [
+        "01_forward_noising", "02_resnet_encoder_decoder", "03_training_on_stanford_cars", "04_sampling",
+    ]
+
+
+@EVERY
+def test_outputs_are_stored_in_order_and_without_errors(path):
+    code = cells(path)
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    assert not [out for cell in code for out in cell.outputs if out.output_type == "error"]
+    assert sum("image/png" in out.get("data", {}) for cell in code for out in cell.outputs) >= 4
+    assert not [out.text for cell in code for out in cell.outputs
+                if out.output_type == "stream" and "Warning" in out.text]
+
+
+@EVERY
+def test_names_no_machine(path):
+    text = path.read_text()
+    assert not re.findall(r"/(?:home|root|work|tmp|Users)/\w+", text)
+    assert str(Path.home()) not in text
+
+
+@EVERY
+def test_github_can_show_it(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    widgets = notebook.metadata.get("widgets")
+    assert widgets is None or all("state" in entry for entry in widgets.values())
+    assert path.stat().st_size < 5_000_000
+
+
+@EVERY
+def test_cells_are_short_and_explained(path):
+    code = [cell.source for cell in cells(path)]
+    assert max(len([line for line in source.splitlines() if line.strip()]) for source in code) <= 20
+    words = sum(len(cell.source.split()) for cell in cells(path, "markdown"))
+    lines = sum(len([line for line in source.splitlines() if line.strip()]) for source in code)
+    assert words >= 6 * lines
+
+
+@EVERY
+def test_an_unchecked_cell_is_followed_by_a_check(path):
+    code = [cell.source for cell in cells(path)]
+    assert not [source for source in code if "NBVAL_SKIP" in source or "NBVAL_RAISES" in source]
+    after = code[1:] + [""]
+    for source, following, next_but_one in zip(code, after, after[1:] + [""]):
+        if "NBVAL_IGNORE_OUTPUT" in source and "perf_counter" not in source:
+            # a training cell and the cell that draws from it may share one check
+            assert "assert" in following or ("NBVAL_IGNORE_OUTPUT" in following and "assert" in next_but_one)
+
+
+@EVERY
+def test_links_and_pictures_exist(path):
+    for cell in cells(path, "markdown"):
+        for alt, target in re.findall(r"(!?\[[^\]]*\])\(([^)\s]+)\)", cell.source):
+            if not target.startswith("http"):
+                assert (FOLDER / target.split("#")[0]).exists(), target
+            assert alt != "![]", "a picture without alt text"
+
+
+@EVERY
+def test_has_exercises_with_hidden_solutions(path):
+    text = "\n".join(cell.source for cell in cells(path, "markdown"))
+    assert "## What to remember" in text and "## Exercises" in text
+    assert 2 <= text.count("<details><summary>Solution</summary>") == text.count("</details>")
+
+
+def test_taught_schedules_are_the_packages():
+    code = taught("01_forward_noising")
+    for T in (10, 300, 1000):
+        assert torch.allclose(code["cosine_alphas_cumprod"](T), schedule.cosine(T).alphas_cumprod)
+    assert code["signal_left"](1000) == pytest.approx(schedule.linear(1000).alphas_cumprod[-1].sqrt().item())
+    code["alphas_cumprod"] = schedule.cosine(50).alphas_cumprod
+    x0, noise, t = torch.randn(4, 3, 8, 8), torch.randn(4, 3, 8, 8), torch.tensor([0, 7, 30, 49])
+    assert torch.allclose(code["add_noise"](x0, noise, t), schedule.cosine(50).add_noise(x0, noise, t))
+
+
+def test_taught_blocks_are_the_packages():
+    code = taught("02_resnet_encoder_decoder")
+    t = torch.tensor([0, 3, 999])
+    assert torch.equal(code["timestep_embedding"](t, 32), blocks.timestep_embedding(t, 32))
+    ours, theirs = code["ResBlock"](16, 8), blocks.ResBlock(16, 16, 8)
+    nn.init.normal_(ours.conv2.weight)
+    theirs.load_state_dict(ours.state_dict())
+    x, embedding = torch.randn(2, 16, 4, 4), torch.randn(2, 8)
+    assert torch.allclose(ours(x, embedding), theirs(x, embedding))
+
+
+@pytest.mark.parametrize("kind", prediction.PREDICTION_TYPES)
+def test_taught_objective_is_the_packages(kind):
+    code = taught("03_training_on_stanford_cars")
+    x0, noise, output, x_t = torch.randn(4, 2, 3, 4, 4, dtype=torch.float64)
+    alpha, sigma = torch.tensor(0.28, dtype=torch.float64), torch.tensor(0.96, dtype=torch.float64)
+    for name, first in (("target", (x0, noise)), ("to_sample", (output, x_t))):
+        ours = code[name](kind, *first, alpha, sigma)
+        assert torch.equal(ours, getattr(prediction, name)(kind, *first, alpha, sigma))
+    spectrum = torch.rand(40, dtype=torch.float64).sort(descending=True).values
+    for ratio, rank in ((0.1, 3), (1, 20), (7, 40)):
+        theirs = evaluation.linear_bottleneck_error(spectrum, ratio, rank, kind)
+        assert code["linear_bottleneck_error"](spectrum, ratio, rank, kind) == pytest.approx(theirs)
+
+
+def test_taught_average_is_the_packages():
+    keep = taught("03_training_on_stanford_cars")["ema_warmup"]
+    average, current = [torch.tensor([5.0])], [torch.tensor([1.0])]
+    expected = 5.0
+    for n in range(30):
+        training.ema_update(0.7)(average, current, torch.tensor(n))
+        expected = keep(0.7, n) * expected + (1 - keep(0.7, n)) * 1.0
+    assert average[0].item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_taught_samplers_are_the_packages():
+    code = taught("04_sampling")
+    s = schedule.cosine(200)
+    start = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    noise = torch.randn(9, 2, 3, 4, 4, dtype=torch.float64)
+
+    def predict(x, t):  # stands in for a network: any function of both will do
+        return torch.tanh(x * 0.7 + t.reshape(-1, 1, 1, 1) / 200)
+
+    def levels(t):
+        return [v.reshape(()) for v in s.alpha_sigma(t, like=torch.ones(1, dtype=torch.float64))]
+
+    fresh = iter(noise)
+    walks = {
+        "ddpm": list(sampling.ddpm(predict, s, start, lambda: next(fresh), steps=8)),
+        "ddim": list(sampling.ddim(predict, s, start, steps=8)),
+        "dpm": list(sampling.dpm_solver_pp(predict, s, start, steps=8)),
+    }
+    before, here, after = walks["ddpm"][3:6]
+    ours = code["ddpm_step"](here.x_t, here.x0, noise[4], *levels(here.t), *levels(after.t))
+    assert torch.allclose(ours, after.x_t)
+    before, here, after = walks["ddim"][3:6]
+    assert torch.allclose(code["ddim_step"](here.x_t, here.x0, *levels(here.t), *levels(after.t)), after.x_t)
+    before, here, after = walks["dpm"][3:6]
+    (a_p, s_p), (a_t, s_t), (a_s, s_s) = levels(before.t), levels(here.t), levels(after.t)
+    h, h_prev = (a_s / s_s).log() - (a_t / s_t).log(), (a_t / s_t).log() - (a_p / s_p).log()
+    ours = code["dpm_solver_step"](here.x_t, here.x0, before.x0, h, h_prev, a_s, s_s, s_t)
+    assert torch.allclose(ours, after.x_t)
+
+
+@pytest.mark.skipif("CI" in os.environ, reason="the tree is a fresh clone in CI")
+def test_no_second_source_of_the_notebooks():
+    assert not [path for path in FOLDER.iterdir() if path.suffix in (".py", ".md")]
