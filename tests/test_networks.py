@@ -2,14 +2,19 @@
 
 import pytest
 import torch
+from diffusers import UNet2DModel
 from diffusers.models.embeddings import get_timestep_embedding
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusion_utils.networks import NETWORKS, build, count_parameters
+from diffusion_utils.networks import NETWORKS, build, count_parameters, stages
 from diffusion_utils.networks.blocks import (
-    Downsample, ResBlock, TimestepEmbedding, Upsample, group_norm, timestep_embedding)
-from diffusion_utils.networks.resnet import ResNetEncoderDecoder
+    Downsample, PoolDown, ResBlock, SelfAttention, SkipUp, TimestepEmbedding, Upsample, group_norm,
+    timestep_embedding, upsample,
+)  # fmt: skip
+from diffusion_utils.networks.resnet import SKIPS
+
+UPSAMPLES = ["transposed", "transposed_k3", "nearest", "pixel_shuffle"]
 
 # Small versions of every kind of configuration, and the stride each should have.
 SMALL = {
@@ -23,14 +28,32 @@ SMALL = {
     "stride 2": ({"channels": (8, 8)}, 2),
     "stride 16": ({"channels": (8, 8, 8, 8, 16)}, 16),
     "grey": ({"channels": (8, 12), "picture_channels": 1, "stem": 2}, 4),
+    "add": ({"channels": (8, 16, 24), "skip": "add"}, 4),
+    "add, stem 4": ({"channels": (8, 16), "skip": "add", "stem": 4, "decoder_depth": 1}, 8),
+    "concat": ({"channels": (8, 8, 16), "skip": "concat", "decoder_depth": 1}, 4),
+    "concat, stem 2": ({"channels": (8, 16), "skip": "concat", "stem": 2}, 4),
+    "indices": ({"channels": (8, 16, 24), "skip": "indices", "decoder_depth": 1}, 4),
+    "indices, stem 4": ({"channels": (8, 16), "skip": "indices", "stem": 4, "decoder_depth": 2}, 8),
+    "nearest": ({"channels": (8, 16, 16), "upsample": "nearest"}, 4),
+    "pixel_shuffle": ({"channels": (8, 16), "upsample": "pixel_shuffle", "skip": "concat"}, 2),
+    "transposed_k3": ({"channels": (8, 16), "upsample": "transposed_k3", "stem": 2}, 4),
+    "attention": ({"channels": (8, 16, 24), "attention": (2, 4), "decoder_depth": 1}, 4),
+    "segnet": ({"name": "segnet", "channels": (8, 16), "depth": (1, 2)}, 4),
+    "grey segnet": ({"name": "segnet", "channels": (8, 8, 12), "picture_channels": 1}, 8),
+    "unet": ({"name": "unet", "channels": (8, 16), "attention": (1,)}, 2),
+    "grey unet": ({"name": "unet", "channels": (8, 8, 12), "depth": 1, "picture_channels": 1}, 4),
 }  # fmt: skip
 every_network = pytest.mark.parametrize("options, stride", SMALL.values(), ids=SMALL)
+
+
+def new(options):
+    return build(**{"name": "resnet", **options})
 
 
 def woken(options, seed=0):
     """A network whose weights that start at 0 have moved, as after some training."""
     torch.manual_seed(seed)
-    net = ResNetEncoderDecoder(**options)
+    net = new(options)
     with torch.no_grad():
         for parameter in net.parameters():
             if not parameter.any():
@@ -54,7 +77,7 @@ def test_the_answer_has_the_shape_of_the_question(options, stride):
 
 @every_network
 def test_pictures_the_stride_does_not_divide_are_refused(options, stride):
-    net = ResNetEncoderDecoder(**options)
+    net = new(options)
     for height, width in [(stride + 1, stride), (stride, 2 * stride - 1)]:
         message = f"a {height}×{width} picture cannot pass: .* multiples of .*stride, {stride};"
         with pytest.raises(ValueError, match=message):
@@ -64,7 +87,7 @@ def test_pictures_the_stride_does_not_divide_are_refused(options, stride):
 @every_network
 def test_a_new_network_answers_exactly_0(options, stride):
     x = batch(options, 2 * stride, 2 * stride)
-    assert not ResNetEncoderDecoder(**options)(x, torch.tensor([0, 999])).any()
+    assert not new(options)(x, torch.tensor([0, 999])).any()
 
 
 @every_network
@@ -79,7 +102,7 @@ def test_gradients_reach_every_parameter(options, stride):
 
 def test_a_new_network_can_start_to_learn():
     torch.manual_seed(0)
-    net = ResNetEncoderDecoder(channels=(8,), stem=2)
+    net = new({"channels": (8,), "stem": 2})
     x = batch({}, 8, 8)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     losses = []
@@ -112,20 +135,99 @@ def test_each_picture_is_answered_alone(options, stride):
             torch.testing.assert_close(together[i], alone, rtol=1e-4, atol=1e-5)
 
 
-def test_everything_passes_the_bottleneck():
-    # No skip connection: what the narrow middle does not carry cannot be in the answer.
-    net = woken({"channels": (8, 16), "stem": 4})
-    middle = next(i for i, layer in enumerate(net.decoder) if isinstance(layer, Upsample))
+# What the decoder knows
+
+def answers_without(layer, net):
+    """The answers to two batches when nothing comes into `layer` from below."""
     shapes = []
 
     def hide(module, inputs):
-        shapes.append(inputs[0].shape)
-        return (torch.zeros_like(inputs[0]),)
+        shapes.append(tuple(inputs[0].shape))
+        return torch.zeros_like(inputs[0]), *inputs[1:]
 
-    net.decoder[middle].register_forward_pre_hook(hide)
-    one, other = (net(batch({}, 32, 32, seed=s), torch.tensor([5, 5])) for s in (1, 2))
-    assert shapes[0] == (2, 16, 4, 4)
-    assert torch.equal(one, other)
+    layer.register_forward_pre_hook(hide)
+    with torch.no_grad():
+        return shapes, *(net(batch({}, 16, 16, seed=s), torch.tensor([5, 5])) for s in (1, 2))
+
+
+@pytest.mark.parametrize("stem", [1, 4])
+@pytest.mark.parametrize("skip", SKIPS)
+def test_only_skips_bring_in_what_did_not_pass_the_bottleneck(skip, stem):
+    net = woken({"channels": (8, 16, 24), "stem": stem, "skip": skip, "decoder_depth": 1})
+    shapes, one, other = answers_without(net.decoder[0], net)
+    assert shapes[0] == (2, 24, 16 // net.stride, 16 // net.stride)
+    assert torch.equal(one, other) == (skip == "none")
+
+
+def test_segnets_decoder_knows_the_places_even_without_the_values():
+    net = woken({"name": "segnet", "channels": (8, 16)})
+    shapes, one, other = answers_without(net.decoder[0][0], net)
+    assert shapes[0] == (2, 16, 8, 8) and not torch.equal(one, other)
+
+
+def test_the_unet_knows_more_than_its_middle():
+    net = woken({"name": "unet", "channels": (8, 16)})
+    shapes, one, other = answers_without(net.middle[0], net)
+    assert shapes[0] == (2, 16, 8, 8) and not torch.equal(one, other)
+
+
+def test_segnet_puts_values_back_where_the_maxima_were():
+    net, seen = woken({"name": "segnet", "channels": (8, 16, 24)}), {}
+    for i in range(3):
+        net.encoder[i][-1].register_forward_hook(lambda m, _, out, i=i: seen.update({("out", i): out}))
+        net.decoder[2 - i][0].register_forward_pre_hook(lambda m, ins, i=i: seen.update({("in", i): ins[0]}))
+    with torch.no_grad():
+        net(batch({}, 16, 16), torch.tensor([3, 600]))
+    for i in range(3):
+        before, after = seen["out", i], seen["in", i]
+        largest = torch.nn.functional.max_pool2d(before, 2).repeat_interleave(2, 2).repeat_interleave(2, 3)
+        assert (after != 0).float().mean() > 0.1
+        assert (before == largest)[after != 0].all()  # nothing stands elsewhere
+    # In the innermost stage nothing lies between pooling and unpooling: the maxima themselves return.
+    assert torch.equal(after, torch.where(before == largest, before, 0))
+
+
+@pytest.mark.parametrize("options", [{}, {"skip": "add", "attention": (2,)}, {"cond_dim": 3}], ids=str)
+def test_without_timestep_a_network_answers_as_at_t_0(options):
+    options = {"channels": (8, 16), **options}
+    seeing, blind = woken(options), new({**options, "timestep": False})
+    blind.load_state_dict(seeing.state_dict())  # the layers stay
+    x = batch({}, 8, 8)
+    cond = torch.randn(2, 3) if "cond_dim" in options else None
+    with torch.no_grad():
+        at_0 = seeing(x, torch.tensor([0, 0]), cond)
+        assert torch.equal(blind(x, torch.tensor([7, 999]), cond), at_0)
+        assert not torch.allclose(seeing(x, torch.tensor([7, 999]), cond), at_0, atol=1e-6)
+
+
+# Descriptions of the picture
+
+every_name = pytest.mark.parametrize("name", NETWORKS)
+
+
+@every_name
+def test_a_description_changes_the_answer_of_its_own_picture(name):
+    net = woken({"name": name, "channels": (8, 16), "cond_dim": 5})
+    x, t = batch({}, 8, 8), torch.tensor([9, 9])
+    cond = torch.randn(2, 5, generator=torch.Generator().manual_seed(0))
+    first = net(x, t, cond)
+    other = net(x, t, torch.stack([cond[0], -cond[1]]))
+    torch.testing.assert_close(other[0], first[0])
+    assert not torch.allclose(other[1], first[1], atol=1e-5)
+    first.square().mean().backward()
+    assert all(p.grad is not None and p.grad.any() for p in net.parameters())
+
+
+@every_name
+def test_without_a_description_the_network_is_the_one_built_without(name):
+    options = {"name": name, "channels": (8, 16)}
+    net, plain = woken({**options, "cond_dim": 5}), new(options)
+    plain.load_state_dict({k: v for k, v in net.state_dict().items() if not k.startswith("embed.cond.")})
+    x, t = batch({}, 8, 8), torch.tensor([9, 800])
+    with torch.no_grad():
+        assert torch.equal(net(x, t), plain(x, t))
+    with pytest.raises(ValueError, match="built without cond_dim: it cannot be given cond"):
+        plain(x, t, torch.zeros(2, 5))
 
 
 # Parts
@@ -158,25 +260,133 @@ def test_groups_have_8_channels_where_possible(channels, groups):
     assert group_norm(channels).num_groups == groups
 
 
-def ones(layer):
-    torch.nn.init.ones_(layer.weight)
-    torch.nn.init.zeros_(layer.bias)
-    return layer(torch.ones(1, 1, 8, 8))[0, 0, 2:-2, 2:-2]  # the border has fewer writers
+def convolutions(module):
+    return [m for m in module.modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.ConvTranspose2d))]
 
 
-def test_upsampling_prints_no_checkerboard():
-    inside = ones(Upsample(1, 1))
-    assert (inside == 4).all()  # each pixel is written by 2×2 inputs
-    # The same with a kernel that the stride does not divide shows what is avoided.
-    uneven = ones(torch.nn.ConvTranspose2d(1, 1, 3, stride=2, padding=1, output_padding=1))
-    assert set(uneven.unique().tolist()) == {1, 2, 4}
+@pytest.mark.parametrize("kind, writers", [
+    ("transposed", {4}),  # each pixel is written by 2×2 inputs
+    ("transposed_k3", {1, 2, 4}),  # the checkerboard: a kernel that the stride does not divide
+    ("nearest", {9}), ("pixel_shuffle", {9}),
+])  # fmt: skip
+def test_which_upsampling_prints_a_checkerboard(kind, writers):
+    layer = upsample(kind, 1, 1)
+    for convolution in convolutions(layer):
+        torch.nn.init.ones_(convolution.weight)
+        torch.nn.init.zeros_(convolution.bias)
+    inside = layer(torch.ones(1, 1, 8, 8))[0, 0, 2:-2, 2:-2]  # the border has fewer writers
+    assert set(inside.unique().tolist()) == writers
 
 
-def test_upsampling_kernels_are_divisible_by_the_stride():
+def test_only_what_asks_for_a_checkerboard_has_one():
     for options, _ in SMALL.values():
-        for layer in ResNetEncoderDecoder(**options).modules():
-            if isinstance(layer, torch.nn.ConvTranspose2d):
-                assert all(k % s == 0 for k, s in zip(layer.kernel_size, layer.stride))
+        uneven = [layer for layer in convolutions(new(options)) if layer.transposed
+                  and any(k % s for k, s in zip(layer.kernel_size, layer.stride))]  # fmt: skip
+        assert bool(uneven) == (options.get("upsample") == "transposed_k3")
+
+
+@pytest.mark.parametrize("kind", UPSAMPLES)
+@pytest.mark.parametrize("height, width", [(8, 8), (4, 10)])
+def test_every_kind_of_upsampling_doubles(kind, height, width):
+    x, kept = torch.randn(2, 3, height, width), torch.randn(2, 5, 2 * height, 2 * width)
+    assert upsample(kind, 3, 5)(x).shape == kept.shape
+    for skip in ("add", "concat"):
+        assert SkipUp(skip, 3, 5, kind)(x, kept).shape == kept.shape
+
+
+def test_nearest_repeats_each_pixel():
+    layer, x = upsample("nearest", 2, 2), torch.randn(1, 2, 3, 5)
+    torch.nn.init.dirac_(layer[-1].weight)
+    torch.nn.init.zeros_(layer[-1].bias)
+    torch.testing.assert_close(layer(x), x.repeat_interleave(2, 2).repeat_interleave(2, 3))
+
+
+def test_unpooling_puts_the_maxima_back_by_hand():
+    down, up = PoolDown(1, 1), SkipUp("indices", 1, 1)
+    for convolution in (down.conv, up.up):  # which shall change nothing here
+        torch.nn.init.dirac_(convolution.weight)
+        torch.nn.init.zeros_(convolution.bias)
+    x = torch.tensor([[1., 2, 5, 3], [4, 0, 1, 2], [-1, -2, 7, 8], [-3, -4, 9, 6]])[None, None]
+    pooled, places = down(x)
+    assert pooled[0, 0].tolist() == [[4, 5], [-1, 9]]
+    assert up(pooled, places)[0, 0].tolist() == [[0, 0, 5, 0], [4, 0, 0, 0], [-1, 0, 0, 0], [0, 0, 9, 0]]
+
+
+def test_pooling_adapts_the_width_after_it_kept_the_places():
+    pooled, places = PoolDown(3, 5)(torch.randn(2, 3, 8, 6))
+    assert pooled.shape == (2, 5, 4, 3) and places.shape == (2, 3, 4, 3)
+    assert SkipUp("indices", 5, 3)(pooled, places).shape == (2, 3, 8, 6)
+
+
+def test_added_and_stacked_skips():
+    x, kept = torch.randn(2, 4, 3, 3), torch.randn(2, 2, 6, 6)
+    add, concat = SkipUp("add", 4, 2), SkipUp("concat", 4, 2)
+    torch.testing.assert_close(add(x, kept) - add(x, 0 * kept), kept)
+    for own, kept_share in ((1.0, 0.0), (0.0, 1.0), (0.5, 2.0)):
+        weight = torch.cat([own * torch.eye(2), kept_share * torch.eye(2)], dim=1)
+        concat.mix.weight.data = weight[:, :, None, None]
+        torch.nn.init.zeros_(concat.mix.bias)
+        torch.testing.assert_close(concat(x, kept), own * concat.up(x) + kept_share * kept)
+
+
+# Attention
+
+def attentive(channels, **options):
+    """Attention whose last layer does not start at 0."""
+    torch.manual_seed(0)
+    layer = SelfAttention(channels, **options)
+    torch.nn.init.normal_(layer.out.weight)
+    torch.nn.init.normal_(layer.out.bias)
+    return layer
+
+
+@pytest.mark.parametrize("channels, options, heads", [
+    (64, {}, 2), (32, {}, 1), (96, {}, 3), (48, {}, 1), (8, {}, 1), (16, {"head_channels": 4}, 4),
+])  # fmt: skip
+def test_attention_is_softmax_of_query_times_key_over_the_root_times_value(channels, options, heads):
+    layer, x = attentive(channels, **options), torch.randn(2, channels, 3, 5)
+    per_head, expected = channels // heads, torch.zeros_like(x)
+    assert layer.heads == heads
+    for n in range(2):
+        q, k, v = layer.qkv(layer.norm(x[n : n + 1]))[0].reshape(3, channels, 15)
+        found = []
+        for h in range(heads):
+            part = slice(h * per_head, (h + 1) * per_head)
+            looks = (q[part].T @ k[part] / per_head**0.5).softmax(dim=1)  # 15 places × 15 places
+            found.append(v[part] @ looks.T)
+        found = torch.cat(found).reshape(1, channels, 3, 5)
+        expected[n] = x[n] + layer.out(found)[0]
+    torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_new_attention_changes_nothing():
+    x = torch.randn(2, 16, 4, 4)
+    assert torch.equal(SelfAttention(16)(x), x)
+
+
+def test_attention_knows_no_places():
+    """Shuffled places give the shuffled answer: only what stands there counts, not where."""
+    layer, x, order = attentive(16), torch.randn(2, 16, 4, 6), torch.randperm(24)
+    shuffled = x.flatten(2)[:, :, order].reshape(x.shape)
+    expected = layer(x).flatten(2)[:, :, order].reshape(x.shape)
+    torch.testing.assert_close(layer(shuffled), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("options, heights", [
+    ({"channels": (8, 8, 8), "attention": (4,), "depth": (1, 1, 2), "decoder_depth": 1}, [2, 2]),
+    ({"channels": (8, 8), "attention": [4, 2], "stem": 2, "skip": "add", "decoder_depth": 2}, [4, 2, 4, 4]),
+    ({"channels": (8, 8), "skip": "concat", "attention": (1,), "decoder_depth": 1}, [8, 8]),
+    ({"channels": (8, 8)}, []),
+    ({"name": "unet", "channels": (8, 8, 8), "depth": 1, "attention": (2,)}, [4, 2, 4, 4]),
+    ({"name": "unet", "channels": (8, 8), "depth": 2}, [4]),  # the middle always has it
+], ids=str)  # fmt: skip
+def test_attention_runs_after_every_block_of_its_strides(options, heights):
+    net, found = new(options), []
+    for layer in net.modules():
+        if isinstance(layer, SelfAttention):
+            layer.register_forward_pre_hook(lambda module, inputs: found.append(inputs[0].shape[2]))
+    net(batch({}, 8, 8), torch.tensor([1, 1]))
+    assert found == heights
 
 
 @pytest.mark.parametrize("height, width", [(8, 8), (4, 10)])
@@ -215,6 +425,8 @@ def test_an_odd_embedding_is_refused(dim):
 
 def test_the_embedding_module_gives_the_asked_length():
     assert TimestepEmbedding(24)(torch.tensor([0, 5, 999])).shape == (3, 24)
+    described = TimestepEmbedding(24, cond_dim=7)
+    assert described(torch.tensor([0, 5, 999]), torch.randn(3, 7)).shape == (3, 24)
 
 
 # Building
@@ -230,7 +442,7 @@ def test_build_makes_the_named_network_with_its_options():
 
 
 @pytest.mark.parametrize("options, message", [
-    ({"name": "unet"}, "unknown network 'unet': choose one of resnet"),
+    ({"name": "vit"}, "unknown network 'vit': choose one of resnet, segnet, unet"),
     ({"name": "resnet", "widths": (8,)}, "network 'resnet': .*unexpected .*'widths'"),
     ({"name": "resnet", "stem": 3}, "stem must be 1, 2 or 4, not 3"),
     ({"name": "resnet", "channels": ()}, "channels needs at least one width"),
@@ -240,6 +452,23 @@ def test_build_makes_the_named_network_with_its_options():
     ({"name": "resnet", "channels": (8, 16), "stem": 2, "decoder_channels": (8, 8)},
      "a stride of 4 needs 1 decoder_channels, not 2"),
     ({"name": "resnet", "channels": (8,)}, "a stride of 1 leaves nothing to decode"),
+    ({"name": "resnet", "channels": 8}, r"channels must be a list of widths, .* such as \[8\]"),
+    ({"name": "resnet", "skip": "mul"}, "unknown skip 'mul': choose one of none, indices, add, concat"),
+    ({"name": "resnet", "skip": "indices"}, "skip='indices' needs decoder_depth ≥ 1"),
+    ({"name": "resnet", "upsample": "bilinear"}, "unknown upsample 'bilinear': choose transposed, "),
+    ({"name": "resnet", "channels": (8, 16), "skip": "add", "decoder_channels": (16,)},
+     r"decoder_channels must begin with the encoder's widths in reverse, \[8\], not \[16\]"),
+    ({"name": "resnet", "channels": (8, 16), "skip": "add", "decoder_channels": ()},
+     "a stride of 2 needs 1 decoder_channels, not 0"),
+    ({"name": "segnet", "channels": ()}, "channels needs at least one width"),
+    ({"name": "segnet", "channels": (8, 16), "depth": (1,)}, r"\(or one per stage\)"),
+    ({"name": "segnet", "depth": 0}, "depth one number ≥ 1"),
+    ({"name": "segnet", "stem": 2}, "network 'segnet': .*unexpected .*'stem'"),
+    ({"name": "unet", "channels": ()}, "channels needs at least one width"),
+    ({"name": "unet", "depth": 0}, "depth must be at least 1"),
+    ({"name": "unet", "channels": (8, 16), "attention": (4,)}, r"attention must list strides out of \[1, 2\], not \(4,\)"),
+    ({"name": "resnet", "channels": (8, 16), "stem": 2, "attention": 4}, r"strides out of \[2, 4\], not 4"),
+    ({"name": "resnet", "channels": (8,), "stem": 2, "skip": "add"}, "skip='add' needs two stages or more"),
 ])  # fmt: skip
 def test_networks_that_cannot_be_built_say_why(options, message):
     with pytest.raises(ValueError, match=message):
@@ -248,6 +477,44 @@ def test_networks_that_cannot_be_built_say_why(options, message):
 
 def test_counting_parameters():
     assert count_parameters(torch.nn.Linear(3, 5)) == 3 * 5 + 5
+
+
+def test_the_unet_of_ddpm_has_ddpms_size():
+    """Ho et al. give 35.7 million for CIFAR-10.  Ours has as many but for two things: the timestep
+    comes as scale *and* shift, so its projections are twice as wide, and as 64 sinusoids, not 128."""
+    ddpm = {
+        "sample_size": 32, "block_out_channels": (128, 256, 256, 256), "layers_per_block": 2,
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        "attention_head_dim": None,
+    }  # fmt: skip
+    with torch.device("meta"):  # counts need no memory
+        ours = build("unet", channels=(128, 256, 256, 256), depth=2, attention=(2,), embedding_dim=512)
+        theirs = UNet2DModel(**ddpm)
+    projections = [m.scale_shift for m in ours.modules() if isinstance(m, ResBlock)]
+    half_of_them = sum(map(count_parameters, projections)) // 2
+    assert count_parameters(theirs) == 35_746_307
+    assert count_parameters(ours) == 35_746_307 + half_of_them - 64 * 512
+    assert count_parameters(ours) == pytest.approx(38.3e6, rel=1e-3)
+
+
+@every_network
+def test_stages_name_every_part_once_in_order(options, stride):
+    net = new(options)
+    shape = (options.get("picture_channels", 3), 2 * stride, 2 * stride)
+    found = stages(net, shape)
+    assert found[0].part == "embed" and found[0].shape == (net.embed.mlp[0].out_features,)
+    assert found[-1].part == "head" and found[-1].shape == shape
+    assert sum(stage.parameters for stage in found) == count_parameters(net)
+    assert all(len(stage.shape) == 3 for stage in found[1:])
+    assert not [stage for stage in found if "ModuleList" in stage.kind or "Identity" in stage.kind]
+    heights = [stage.shape[1] for stage in found[1:]]
+    # Halved down to the narrowest place, then doubled: no part is missing or out of order.
+    assert all(b in (a, a / 2, 2 * a, a / 4, 4 * a) for a, b in zip(heights, heights[1:]))
+    narrowest = heights.index(min(heights))
+    assert heights[:narrowest] == sorted(heights[:narrowest], reverse=True)
+    assert heights[narrowest:] == sorted(heights[narrowest:])
+    assert all(not module._forward_hooks for module in net.modules())
 
 
 @pytest.mark.parametrize("preset", ["CARS", "TOY"])

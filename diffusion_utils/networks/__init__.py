@@ -1,4 +1,9 @@
-"""Denoising networks.  Each takes x_t (N, C, H, W) and timesteps (N,) and answers (N, C, H, W)."""
+"""Denoising networks, all with one interface:
+
+    net(x_t, t, cond=None)      # x_t (N, C, H, W), t int64 (N,), cond None or (N, cond_dim)
+
+which answers (N, C, H, W).
+"""
 
 from typing import NamedTuple
 
@@ -6,8 +11,10 @@ import torch
 from torch import nn
 
 from diffusion_utils.networks.resnet import ResNetEncoderDecoder
+from diffusion_utils.networks.segnet import SegNet
+from diffusion_utils.networks.unet import UNet
 
-NETWORKS = {"resnet": ResNetEncoderDecoder}
+NETWORKS = {"resnet": ResNetEncoderDecoder, "segnet": SegNet, "unet": UNet}
 
 
 def build(name: str, **options) -> nn.Module:
@@ -48,15 +55,21 @@ def stages(net: nn.Module, shape: tuple[int, int, int] = (3, 64, 64)) -> list[St
         The network's direct parts in the order in which they ran.  Lists of layers (encoder,
         decoder) are opened; "embed" gives a vector, all others (C, H, W).
     """
+
+    def opened(module: nn.Module) -> list[nn.Module]:
+        if isinstance(module, nn.ModuleList):
+            return [part for child in module for part in opened(child)]
+        return [] if isinstance(module, nn.Identity) else [module]
+
     found, hooks = [], []
-    for name, child in net.named_children():
-        parts = [(name, p) for p in child] if isinstance(child, nn.ModuleList) else [(name, child)]
-        for part, module in parts:
+    for part, child in net.named_children():
+        for module in opened(child):
 
             def record(module, inputs, output, part=part):
                 layers = list(module) if isinstance(module, nn.Sequential) else [module]
                 names = [type(layer).__name__ for layer in layers if not isinstance(layer, nn.Identity)]
                 kind = " + ".join(names)
+                output = output[0] if isinstance(output, tuple) else output  # PoolDown also gives indices
                 found.append(Stage(part, kind, tuple(output.shape[1:]), count_parameters(module)))
 
             hooks.append(module.register_forward_hook(record))

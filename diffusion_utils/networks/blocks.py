@@ -30,15 +30,30 @@ def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Ten
 
 
 class TimestepEmbedding(nn.Module):
-    """Timesteps (N,) to vectors (N, dim): the sinusoids, then a small MLP that reads them."""
+    """Timesteps (N,) to vectors (N, dim): the sinusoids, then a small MLP that reads them.
 
-    def __init__(self, dim: int, frequencies: int = 64):
+    Args:
+        dim: length of the vector.
+        frequencies: length of the sinusoids, even.
+        cond_dim: length of a further vector that describes the picture (a class, a text), which is
+            added before the last non-linearity; None: the network takes no description.
+    """
+
+    def __init__(self, dim: int, frequencies: int = 64, cond_dim: int | None = None):
         super().__init__()
         self.frequencies = frequencies
-        self.mlp = nn.Sequential(nn.Linear(frequencies, dim), nn.SiLU(), nn.Linear(dim, dim), nn.SiLU())
+        self.mlp = nn.Sequential(nn.Linear(frequencies, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.cond = nn.Linear(cond_dim, dim) if cond_dim else None
 
-    def forward(self, t: Tensor) -> Tensor:
-        return self.mlp(timestep_embedding(t, self.frequencies))
+    def forward(self, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        """t (N,) and, where the network takes it, cond (N, cond_dim); without cond a network that
+        could take one describes nothing in particular, as classifier-free guidance needs it."""
+        h = self.mlp(timestep_embedding(t, self.frequencies))
+        if cond is not None:
+            if self.cond is None:
+                raise ValueError("this network was built without cond_dim: it cannot be given cond")
+            h = h + self.cond(cond)
+        return F.silu(h)
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -82,6 +97,40 @@ class ResBlock(nn.Module):
         return self.carry(x) + self.conv2(F.silu(h))
 
 
+class SelfAttention(nn.Module):
+    """Every place of the feature map looks at every other one (Vaswani et al. 2017), and adds what
+    it found; as in the U-Nets of DDPM (appendix B) and, with several heads, Dhariwal & Nichol 2021.
+
+    Starts as the identity, like `ResBlock`.  (N, C, H, W) to the same; costs grow with (H·W)².
+
+    Args:
+        channels: C.
+        head_channels: of each head; where it does not divide C there is one head.
+    """
+
+    def __init__(self, channels: int, head_channels: int = 32):
+        super().__init__()
+        self.heads = channels // head_channels if channels % head_channels == 0 else 1
+        self.norm = group_norm(channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = nn.Conv2d(channels, channels, 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c, height, width = x.shape
+        # (N, 3C, H, W) to three of (N, heads, H·W, C/heads)
+        q, k, v = self.qkv(self.norm(x)).reshape(n, 3, self.heads, -1, height * width).transpose(3, 4).unbind(1)
+        found = F.scaled_dot_product_attention(q, k, v)
+        return x + self.out(found.transpose(2, 3).reshape(n, c, height, width))
+
+
+def check_attention(attention, strides: list[int]) -> None:
+    """Raise a ValueError if attention is asked for where the network has no feature map."""
+    if isinstance(attention, int) or not set(attention) <= set(strides):
+        raise ValueError(f"attention must list strides out of {strides}, not {attention!r}")
+
+
 class Downsample(nn.Conv2d):
     """Half the height and width by a strided 3×3 convolution: (N, C, H, W) to (N, C', H/2, W/2)."""
 
@@ -99,3 +148,71 @@ class Upsample(nn.ConvTranspose2d):
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__(in_channels, out_channels, kernel_size=4, stride=2, padding=1)
+
+
+def upsample(kind: str, in_channels: int, out_channels: int) -> nn.Module:
+    """A layer that doubles height and width, (N, C, H, W) to (N, C', 2H, 2W), of one of four kinds:
+
+        "transposed"      `Upsample`: transposed convolution, kernel 4
+        "transposed_k3"   the same with kernel 3, which prints a checkerboard: for comparison
+        "nearest"         each pixel repeated 2×2, then a 3×3 convolution (Odena et al. 2016)
+        "pixel_shuffle"   a 3×3 convolution to 4·C' channels, folded out (Shi et al. 2016, 1609.05158)
+    """
+    if kind == "transposed":
+        return Upsample(in_channels, out_channels)
+    if kind == "transposed_k3":
+        return nn.ConvTranspose2d(in_channels, out_channels, 3, stride=2, padding=1, output_padding=1)
+    if kind == "nearest":
+        return nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(in_channels, out_channels, 3, padding=1))
+    if kind == "pixel_shuffle":
+        return nn.Sequential(nn.Conv2d(in_channels, 4 * out_channels, 3, padding=1), nn.PixelShuffle(2))
+    raise ValueError(f"unknown upsample {kind!r}: choose transposed, transposed_k3, nearest or pixel_shuffle")
+
+
+class PoolDown(nn.Module):
+    """Half height and width by 2×2 max pooling, remembering where in each square the maximum was;
+    a 3×3 convolution adapts the width.  The indices are what SegNet's decoder gets from the encoder.
+
+    Shape:
+        (N, C, H, W) to (N, C', H/2, W/2) and the indices, int64 (N, C, H/2, W/2).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.pool = nn.MaxPool2d(2, return_indices=True)
+        self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        pooled, indices = self.pool(x)
+        return self.conv(pooled), indices
+
+
+class SkipUp(nn.Module):
+    """Double height and width, and bring in what the encoder kept at that resolution.
+
+    Args:
+        skip: "add": its features are added; "concat": stacked behind the own ones and mixed by a 1×1
+            convolution; "indices": each value is put where `PoolDown` found its maximum, the other
+            three of the square are 0 (Badrinarayanan et al. 2015, section 3).
+        in_channels: before;  channels: after, and of what the encoder kept.
+        kind: see `upsample`; indices need none.
+
+    Shape:
+        (N, in_channels, H, W) and what was kept, (N, channels, 2H, 2W) — indices: (N, channels, H, W)
+        — to (N, channels, 2H, 2W).
+    """
+
+    def __init__(self, skip: str, in_channels: int, channels: int, kind: str = "transposed"):
+        super().__init__()
+        self.skip = skip
+        if skip == "indices":
+            self.up = nn.Conv2d(in_channels, channels, 3, padding=1)
+        else:
+            self.up = upsample(kind, in_channels, channels)
+        self.mix = nn.Conv2d(2 * channels, channels, 1) if skip == "concat" else None
+
+    def forward(self, x: Tensor, kept: Tensor) -> Tensor:
+        x = self.up(x)
+        if self.skip == "indices":
+            return F.max_unpool2d(x, kept, 2)
+        return x + kept if self.skip == "add" else self.mix(torch.cat([x, kept], dim=1))

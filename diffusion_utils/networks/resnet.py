@@ -1,35 +1,51 @@
-"""The project's first network, properly built: a ResNet encoder and transposed convolutions.
+"""A ResNet encoder and a decoder; what else connects the two is an option.
 
-Everything the network knows about its input passes one narrow place in the middle, 8 times smaller
-than the picture in height and width.  There is no skip connection around it; that is the point.
+Without skip connections this is the project's first network: everything it knows about its input
+passes one narrow place in the middle.  With them the decoder also gets the encoder's features of
+each resolution (or only where their maxima were), which is what notebook 05 compares.
 """
 
 import math
 
+import torch
 from torch import Tensor, nn
 
-from diffusion_utils.networks.blocks import Downsample, ResBlock, TimestepEmbedding, Upsample, group_norm
+from diffusion_utils.networks.blocks import (
+    Downsample, PoolDown, ResBlock, SelfAttention, SkipUp, TimestepEmbedding, check_attention, group_norm,
+)  # fmt: skip
+from diffusion_utils.networks.blocks import upsample as make_upsample
+
+SKIPS = ("none", "indices", "add", "concat")
 
 
 class ResNetEncoderDecoder(nn.Module):
-    """A denoiser: encoder down to `stride`, then log₂(stride) transposed convolutions back up.
+    """A denoiser: encoder down to `stride`, then as many doublings back up.
 
-        picture ─ stem ─ [blocks ─ down] … [blocks] ─ blocks ─ [up ─ blocks] … up ─ picture
+        picture ─ stem ─ [blocks ─ down] … blocks ─ [up ─ blocks] … head ─ picture
 
     Args:
         channels: width of each encoder stage; between two stages the resolution halves.
         depth: residual blocks per encoder stage; one number, or one per stage.
-        decoder_channels: width after each transposed convolution but the last, which gives the
-            picture; default: the encoder's own widths in reverse.  Of length log₂(stride) - 1.
-        decoder_depth: residual blocks after each transposed convolution but the last; 0 gives bare
-            transposed convolutions, as the project's first version had them.
+        decoder_channels: width after each doubling; default: the encoder's own widths in reverse.
+            The head does the last doubling, so there are log₂(stride) - 1 of them, but log₂(stride)
+            for stem 1 with skips, where the encoder has features at full resolution to bring in.
+        decoder_depth: residual blocks after each doubling; 0 gives bare transposed convolutions, as
+            the project's first version had them.
         stem: 1 reads the picture by a 3×3 convolution; 2 or 4 first folds each 2×2 or 4×4 patch
             into channels (pixel-unshuffle), so that no work is done at full resolution.
+        skip: what the decoder gets from each encoder stage besides the bottleneck: "none",
+            "indices" (of max pooling, which then replaces the strided convolutions), "add", "concat".
+        upsample: "transposed", "transposed_k3", "nearest" or "pixel_shuffle", see `blocks.upsample`.
+        attention: strides (picture height / feature map height) at which self-attention follows
+            every residual block, e.g. (8,).
+        timestep: False makes the network blind to t (for comparison); the layers stay.
         picture_channels: 3 for RGB.
         embedding_dim: length of the timestep vector.
+        cond_dim: length of `cond`, a vector that describes the picture; None: it takes none.
 
     Shape:
-        x_t (N, C, H, W) and t int64 (N,) to (N, C, H, W); H and W divisible by `self.stride`.
+        x_t (N, C, H, W), t int64 (N,) and cond None or (N, cond_dim) to (N, C, H, W); H and W
+        divisible by `self.stride`.
 
     Raises:
         ValueError: a configuration that cannot be built, or a picture that `stride` does not divide.
@@ -42,70 +58,116 @@ class ResNetEncoderDecoder(nn.Module):
         decoder_channels: tuple[int, ...] | None = None,
         decoder_depth: int = 0,
         stem: int = 1,
+        skip: str = "none",
+        upsample: str = "transposed",
+        attention: tuple[int, ...] = (),
+        timestep: bool = True,
         picture_channels: int = 3,
         embedding_dim: int = 128,
+        cond_dim: int | None = None,
     ):
         super().__init__()
         if isinstance(channels, int):
             raise ValueError(f"channels must be a list of widths, one per stage, such as [{channels}]")
         if stem not in (1, 2, 4):
             raise ValueError(f"stem must be 1, 2 or 4, not {stem}")
+        if skip not in SKIPS:
+            raise ValueError(f"unknown skip {skip!r}: choose one of {', '.join(SKIPS)}")
         depths = [depth] * len(channels) if isinstance(depth, int) else list(depth)
         if not channels or len(depths) != len(channels) or min(depths) < 1 or decoder_depth < 0:
             raise ValueError(
                 "channels needs at least one width, depth one number ≥ 1 (or one per stage), and "
                 "decoder_depth a number ≥ 0"
             )
+        if skip == "indices" and decoder_depth == 0:
+            raise ValueError("skip='indices' needs decoder_depth ≥ 1: unpooling leaves gaps to be filled")
+        if skip != "none" and len(channels) == 1:
+            raise ValueError(f"skip={skip!r} needs two stages or more: with one there is nothing to carry past")
         self.stride = stem * 2 ** (len(channels) - 1)
+        check_attention(attention, [stem * 2**i for i in range(len(channels))])
+        self.timestep = timestep
         doublings = int(math.log2(self.stride))
+        if doublings < 1:
+            raise ValueError("a stride of 1 leaves nothing to decode: give more channels or a larger stem")
+        # The head doubles last, unless there are features at full resolution to bring in before it.
+        head_doubles = stem > 1 or skip == "none"
+        ups = doublings - head_doubles
         if decoder_channels is None:
-            # One width per doubling but the last; below the stem's own width it keeps halving.
+            # The encoder's widths in reverse; below the stem's own width it keeps halving.
             widths = [*reversed(channels[:-1])]
-            while len(widths) < doublings - 1:
+            while len(widths) < ups:
                 widths.append(max(8, (widths or channels)[-1] // 2))
-            decoder_channels = tuple(widths[: doublings - 1])
-        if doublings < 1 or len(decoder_channels) != doublings - 1:
+            decoder_channels = tuple(widths[:ups])
+        if len(decoder_channels) != ups:
+            raise ValueError(f"a stride of {self.stride} needs {ups} decoder_channels, not {len(decoder_channels)}")
+        skips = len(channels) - 1 if skip != "none" else 0
+        if tuple(decoder_channels[:skips]) != tuple(reversed(channels[:-1]))[:skips]:
             raise ValueError(
-                f"a stride of {self.stride} needs {max(0, doublings - 1)} decoder_channels, "
-                f"not {len(decoder_channels)}" if doublings else "a stride of 1 leaves nothing to decode"
+                f"with skip={skip!r} decoder_channels must begin with the encoder's widths in reverse, "
+                f"{[*reversed(channels[:-1])]}, not {list(decoder_channels)}"
             )
 
-        self.embed = TimestepEmbedding(embedding_dim)
+        def blocks(width: int, count: int, stride: int) -> list[nn.Module]:
+            layers = []
+            for _ in range(count):
+                layers.append(ResBlock(width, width, embedding_dim))
+                if stride in attention:
+                    layers.append(SelfAttention(width))
+            return layers
+
+        self.embed = TimestepEmbedding(embedding_dim, cond_dim=cond_dim)
         self.stem = nn.Sequential(
             nn.PixelUnshuffle(stem) if stem > 1 else nn.Identity(),
             nn.Conv2d(picture_channels * stem**2, channels[0], 3, padding=1),
         )
         self.encoder = nn.ModuleList()
-        for i, (width, blocks) in enumerate(zip(channels, depths)):
+        down = PoolDown if skip == "indices" else Downsample
+        for i, (width, count) in enumerate(zip(channels, depths)):
             if i:
-                self.encoder.append(Downsample(channels[i - 1], width))
-            self.encoder.extend(ResBlock(width, width, embedding_dim) for _ in range(blocks))
+                self.encoder.append(down(channels[i - 1], width))
+            self.encoder.extend(blocks(width, count, stem * 2**i))
 
         self.decoder = nn.ModuleList()
-        width = channels[-1]
-        for next_width in decoder_channels:
-            self.decoder.append(Upsample(width, next_width))
-            self.decoder.extend(
-                ResBlock(next_width, next_width, embedding_dim) for _ in range(decoder_depth)
-            )
+        width, stride = channels[-1], self.stride
+        for i, next_width in enumerate(decoder_channels):
+            stride //= 2
+            if i < skips:
+                self.decoder.append(SkipUp(skip, width, next_width, upsample))
+            else:
+                self.decoder.append(make_upsample(upsample, width, next_width))
+            self.decoder.extend(blocks(next_width, decoder_depth, stride))
             # Bare transposed convolutions in a row would collapse into one linear map.
             if decoder_depth == 0:
                 self.decoder.append(nn.Sequential(group_norm(next_width), nn.SiLU()))
             width = next_width
-        self.head = nn.Sequential(group_norm(width), nn.SiLU(), Upsample(width, picture_channels))
+        last = (
+            make_upsample(upsample, width, picture_channels) if head_doubles
+            else nn.Conv2d(width, picture_channels, 3, padding=1)
+        )  # fmt: skip
+        self.head = nn.Sequential(group_norm(width), nn.SiLU(), last)
         # Start from the answer 0, the mean of every target, instead of from random patterns.
-        nn.init.zeros_(self.head[-1].weight)
-        nn.init.zeros_(self.head[-1].bias)
+        for parameter in last.parameters():
+            nn.init.zeros_(parameter)
 
-    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         height, width = x_t.shape[-2:]
         if height % self.stride or width % self.stride:
             raise ValueError(
                 f"a {height}×{width} picture cannot pass: height and width must be multiples of "
                 f"the network's stride, {self.stride}; crop or resize it"
             )
-        embedding = self.embed(t)
-        h = self.stem(x_t)
+        embedding = self.embed(t if self.timestep else torch.zeros_like(t), cond)
+        h, kept = self.stem(x_t), []
         for layer in [*self.encoder, *self.decoder]:
-            h = layer(h, embedding) if isinstance(layer, ResBlock) else layer(h)
+            if isinstance(layer, ResBlock):
+                h = layer(h, embedding)
+            elif isinstance(layer, PoolDown):
+                h, indices = layer(h)
+                kept.append(indices)
+            elif isinstance(layer, SkipUp):
+                h = layer(h, kept.pop())
+            else:
+                if isinstance(layer, Downsample):
+                    kept.append(h)
+                h = layer(h)
         return self.head(h)
