@@ -16,10 +16,15 @@ class TrainConfig:
 
     Attributes:
         network: name and options for `networks.build`, e.g. {"name": "resnet", "stem": 4}.
-        prediction_type: "epsilon", "sample" or "v_prediction".
+        prediction_type: "epsilon", "sample", "v_prediction" or "edm".
+        sigma_data: for "edm", the pictures' root mean square; see `prediction`.
         schedule, num_train_timesteps, zero_terminal_snr: for `schedule.make_schedule`.
+        timestep_sampling: "uniform" draws every t equally often; "lognormal" draws ln(σ/α) from a normal
+            distribution (mean -1.2, deviation 1.2: Karras et al. 2022, table 1) and takes the t that
+            comes next, so that the middle noise levels are seen most.
         min_snr_gamma: weigh the loss by Min-SNR-γ; None: every timestep counts the same.
         steps, images, minutes: when to stop; the first that is reached (None: no limit by it).
+        optimizer: "adamw", or "muon": `optimizers.Muon` for the weight matrices, AdamW for the rest.
         batch_size: pictures per step, over all processes together.
         learning_rate: the peak, after `warmup_steps` of linear rise and until the last
             `decay_fraction` of the budget, over which it falls linearly to 0.
@@ -32,14 +37,17 @@ class TrainConfig:
 
     network: dict = field(default_factory=lambda: {"name": "resnet"})
     prediction_type: str = "sample"
+    sigma_data: float = 0.5
     schedule: str = "cosine"
     num_train_timesteps: int = 1000
     zero_terminal_snr: bool = False
+    timestep_sampling: str = "uniform"
     min_snr_gamma: float | None = None
     steps: int | None = None
     images: int | None = None
     minutes: float | None = None
     batch_size: int = 64
+    optimizer: str = "adamw"
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     warmup_steps: int = 200
@@ -60,13 +68,16 @@ class TrainConfig:
             )
         if all(getattr(self, name) is None for name in BUDGET):
             raise ValueError("say when to stop: give steps, images or minutes")
-        for name in (*BUDGET, "batch_size", "learning_rate", "log_every", "checkpoint_every"):
+        for name in (*BUDGET, "sigma_data", "batch_size", "learning_rate", "log_every", "checkpoint_every"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be greater than 0, not {value}")
         if not 0 <= self.ema_decay < 1 or not 0 <= self.decay_fraction <= 1:
             raise ValueError("ema_decay must lie in [0, 1) and decay_fraction in [0, 1]")
-        for name, allowed in (("mixed_precision", ("auto", "no", "bf16")), ("compile", ("auto", "no", "yes"))):
+        for name, allowed in (
+            ("mixed_precision", ("auto", "no", "bf16")), ("compile", ("auto", "no", "yes")),
+            ("timestep_sampling", ("uniform", "lognormal")), ("optimizer", ("adamw", "muon")),
+        ):  # fmt: skip
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
 

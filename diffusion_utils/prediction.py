@@ -5,9 +5,19 @@ Given x_t = α·x₀ + σ·ε (α = √ᾱ_t, σ = √(1-ᾱ_t), so α² + σ² 
     "epsilon"       ε                 DDPM, Ho et al. 2020
     "sample"        x₀                the clean picture
     "v_prediction"  v = α·ε - σ·x₀    Salimans & Ho 2022 (2202.00512), section 4
+    "edm"           F = (σ·x₀/d - α·d·ε)/n    Karras et al. 2022 (2206.00364), eq. 7
 
 They are equal on paper and very different for a network: turning an ε into an x₀ multiplies the
 network's error by σ/α, which grows without bound as the noise takes over.
+
+EDM is written there as D(x; s) = c_skip(s)·x + c_out(s)·F(c_in(s)·x) for x = x₀ + s·ε.  With
+s = σ/α and x_t = α·x that is, for d = sigma_data (the pictures' own standard deviation) and
+n = √(α²d² + σ²) (that of x_t):
+
+    x̂₀ = (α·d²/n²)·x_t + (σ·d/n)·F(x_t/n)
+
+The network's input and its target both have variance 1 at every noise level.  For d = 1 this is
+-v exactly: v takes the pictures to be as strong as the noise, EDM measures how strong they are.
 """
 
 from dataclasses import dataclass
@@ -16,16 +26,19 @@ from torch import Tensor, nn
 
 from diffusion_utils.schedule import Schedule
 
-PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
+PREDICTION_TYPES = ("epsilon", "sample", "v_prediction", "edm")
 
 
-def target(prediction_type: str, x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+def target(
+    prediction_type: str, x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor, sigma_data: float = 0.5
+) -> Tensor:
     """What the network should answer for x_t = alpha·x0 + sigma·noise.
 
     Args:
-        prediction_type: "epsilon", "sample" or "v_prediction".
+        prediction_type: "epsilon", "sample", "v_prediction" or "edm".
         x0, noise: pictures in [-1, 1] and standard normal noise, both (N, C, H, W).
         alpha, sigma: from `Schedule.alpha_sigma`, broadcastable to x0.
+        sigma_data: for "edm": the root mean square of the pictures (0.5 in the paper).
 
     Raises:
         ValueError: unknown prediction type.
@@ -35,11 +48,23 @@ def target(prediction_type: str, x0: Tensor, noise: Tensor, alpha: Tensor, sigma
         return noise
     if prediction_type == "sample":
         return x0
-    return alpha * noise - sigma * x0
+    if prediction_type == "v_prediction":
+        return alpha * noise - sigma * x0
+    return (sigma / sigma_data * x0 - alpha * sigma_data * noise) / _norm(alpha, sigma, sigma_data)
 
 
-def to_sample(prediction_type: str, output: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """x̂₀ from the network's output: (x_t - σε̂)/α, x̂₀ itself, or α·x_t - σ·v̂.
+def network_input(
+    prediction_type: str, x_t: Tensor, alpha: Tensor, sigma: Tensor, sigma_data: float = 0.5
+) -> Tensor:
+    """What the network is shown: x_t, but for "edm" x_t/n, which has variance 1 at every noise level."""
+    _check(prediction_type)
+    return x_t / _norm(alpha, sigma, sigma_data) if prediction_type == "edm" else x_t
+
+
+def to_sample(
+    prediction_type: str, output: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor, sigma_data: float = 0.5
+) -> Tensor:
+    """x̂₀ from the network's output: (x_t - σε̂)/α, x̂₀ itself, α·x_t - σ·v̂, or EDM's sum (above).
 
     For "epsilon" alpha must not be 0: where no signal is left, ε says nothing about the picture.
     """
@@ -48,42 +73,54 @@ def to_sample(prediction_type: str, output: Tensor, x_t: Tensor, alpha: Tensor, 
         return (x_t - sigma * output) / alpha
     if prediction_type == "sample":
         return output
-    return alpha * x_t - sigma * output
+    if prediction_type == "v_prediction":
+        return alpha * x_t - sigma * output
+    n = _norm(alpha, sigma, sigma_data)
+    return alpha * (sigma_data / n) ** 2 * x_t + sigma * sigma_data / n * output
 
 
-def to_epsilon(prediction_type: str, output: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """ε̂ from the network's output: ε̂ itself, (x_t - αx̂₀)/σ, or σ·x_t + α·v̂."""
+def to_epsilon(
+    prediction_type: str, output: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor, sigma_data: float = 0.5
+) -> Tensor:
+    """ε̂ from the network's output: ε̂ itself, (x_t - αx̂₀)/σ, σ·x_t + α·v̂, or σ/n²·x_t - (α·d/n)·F."""
     _check(prediction_type)
     if prediction_type == "epsilon":
         return output
     if prediction_type == "sample":
         return (x_t - alpha * output) / sigma
-    return sigma * x_t + alpha * output
+    if prediction_type == "v_prediction":
+        return sigma * x_t + alpha * output
+    n = _norm(alpha, sigma, sigma_data)
+    return sigma / n**2 * x_t - alpha * sigma_data / n * output
 
 
 def convert(
-    output: Tensor, from_type: str, to_type: str, x_t: Tensor, alpha: Tensor, sigma: Tensor
-) -> Tensor:
-    """The same prediction, expressed as another type (any of the three to any other)."""
+    output: Tensor, from_type: str, to_type: str, x_t: Tensor, alpha: Tensor, sigma: Tensor,
+    sigma_data: float = 0.5,
+) -> Tensor:  # fmt: skip
+    """The same prediction, expressed as another type (any of the four to any other)."""
     _check(to_type)
     if from_type == to_type:  # no detour through x₀ and ε, which would divide by α or σ for nothing
         return output
-    x0 = to_sample(from_type, output, x_t, alpha, sigma)
-    noise = to_epsilon(from_type, output, x_t, alpha, sigma)
-    return target(to_type, x0, noise, alpha, sigma)
+    x0 = to_sample(from_type, output, x_t, alpha, sigma, sigma_data)
+    noise = to_epsilon(from_type, output, x_t, alpha, sigma, sigma_data)
+    return target(to_type, x0, noise, alpha, sigma, sigma_data)
 
 
-def min_snr_weight(prediction_type: str, snr: Tensor, gamma: float = 5.0) -> Tensor:
+def min_snr_weight(prediction_type: str, snr: Tensor, gamma: float = 5.0, sigma_data: float = 0.5) -> Tensor:
     """Loss weight per timestep so that no noise level dominates the gradient.
 
     Min-SNR-γ (Hang et al. 2023, 2303.09556, section 3.4).  Measured on x₀ the weight is
-    min(SNR, γ); an error in ε is an error in x₀ times √SNR, one in v times √(SNR+1), hence
+    min(SNR, γ); an error in ε is an error in x₀ times √SNR, one in v times √(SNR+1), one in EDM's F
+    times √(SNR + 1/d²), hence
 
-        "sample": min(SNR, γ)    "epsilon": min(SNR, γ)/SNR    "v_prediction": min(SNR, γ)/(SNR+1)
+        "sample": min(SNR, γ)      "v_prediction": min(SNR, γ)/(SNR+1)
+        "epsilon": min(SNR, γ)/SNR      "edm": min(SNR, γ)/(SNR + 1/d²)
 
     Args:
         snr: signal-to-noise ratios ≥ 0, any shape; 0 is allowed (for ε the limit, 1, is returned).
         gamma: the cut, 5 in the paper; > 0.
+        sigma_data: d, for "edm".
     """
     _check(prediction_type)
     if gamma <= 0:
@@ -92,7 +129,7 @@ def min_snr_weight(prediction_type: str, snr: Tensor, gamma: float = 5.0) -> Ten
         return gamma / snr.clamp(min=gamma)
     if prediction_type == "sample":
         return snr.clamp(max=gamma)
-    return snr.clamp(max=gamma) / (snr + 1)
+    return snr.clamp(max=gamma) / (snr + (1 if prediction_type == "v_prediction" else sigma_data**-2))
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,11 +139,14 @@ class Denoiser:
     Calling it gives x̂₀, whatever the network predicts; every sampler needs just that:
 
         x0_hat = denoiser(x_t, t)       # x_t (N, C, H, W), t int64 (N,) in [0, T-1]
+
+    `sigma_data` counts for "edm" only; `cond`, (N, cond_dim), for networks that take it.
     """
 
     net: nn.Module
     schedule: Schedule
     prediction_type: str
+    sigma_data: float = 0.5
 
     def __post_init__(self):
         _check(self.prediction_type)
@@ -116,9 +156,16 @@ class Denoiser:
                 "timestep nothing of the picture is left; use 'v_prediction' or 'sample'"
             )
 
-    def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         alpha, sigma = self.schedule.alpha_sigma(t, like=x_t)
-        return to_sample(self.prediction_type, self.net(x_t, t), x_t, alpha, sigma)
+        shown = network_input(self.prediction_type, x_t, alpha, sigma, self.sigma_data)
+        output = self.net(shown, t) if cond is None else self.net(shown, t, cond)
+        return to_sample(self.prediction_type, output, x_t, alpha, sigma, self.sigma_data)
+
+
+def _norm(alpha: Tensor, sigma: Tensor, sigma_data: float) -> Tensor:
+    """Standard deviation of x_t for pictures of standard deviation `sigma_data`."""
+    return (alpha**2 * sigma_data**2 + sigma**2).sqrt()
 
 
 def _check(prediction_type: str) -> None:

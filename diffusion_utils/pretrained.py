@@ -42,7 +42,9 @@ def card(name: str | Path) -> dict:
     path = _find(name).with_suffix(".json")
     try:
         contents = json.loads(path.read_text())
-        missing = [key for key in NEEDED if key not in contents]
+        if not isinstance(contents, dict):
+            raise TypeError("it holds no entries")
+        missing = _missing(contents)
     except FileNotFoundError:
         raise ValueError(f"{path} is missing: weights need the model card they were saved with") from None
     except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
@@ -86,7 +88,7 @@ def load(name: str | Path, device: torch.device | str = "cpu") -> Denoiser:
     schedule = make_schedule(
         about["schedule"], about["num_train_timesteps"], about["zero_terminal_snr"]
     )
-    return Denoiser(network, schedule, about["prediction_type"])
+    return Denoiser(network, schedule, about["prediction_type"], about.get("sigma_data", 0.5))
 
 
 def save(path: str | Path, denoiser: Denoiser, about: dict, dtype: torch.dtype = torch.float16) -> None:
@@ -95,10 +97,11 @@ def save(path: str | Path, denoiser: Denoiser, about: dict, dtype: torch.dtype =
     Args:
         path: ends in .safetensors; the card goes beside it as .json.
         about: the card's contents; must hold what `load` needs (network, prediction_type, schedule,
-            num_train_timesteps, zero_terminal_snr).  The number of parameters is added.
+            num_train_timesteps, zero_terminal_snr; for "edm" sigma_data).  The number of parameters
+            is added.
     """
     path = Path(path)
-    missing = [key for key in NEEDED if key not in about]
+    missing = _missing(about)
     if path.suffix != ".safetensors" or missing:
         raise ValueError(
             f"the card lacks {', '.join(missing)}" if missing else f"{path} must end in .safetensors"
@@ -108,6 +111,12 @@ def save(path: str | Path, denoiser: Denoiser, about: dict, dtype: torch.dtype =
     write_atomically(path, lambda temporary: save_file(weights, temporary))
     text = json.dumps(about, indent=2, ensure_ascii=False) + "\n"
     write_atomically(path.with_suffix(".json"), lambda temporary: temporary.write_text(text))
+
+
+def _missing(about: dict) -> list[str]:
+    """What a card lacks of what `load` needs."""
+    needed = (*NEEDED, "sigma_data") if about.get("prediction_type") == "edm" else NEEDED
+    return [key for key in needed if key not in about]
 
 
 def count_macs(network: nn.Module, shape: tuple[int, int, int] = (3, 64, 64)) -> int:

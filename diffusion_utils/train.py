@@ -11,7 +11,7 @@ weights.safetensors with its model card.  Ctrl-C saves and leaves; --resume goes
 import argparse
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from diffusion_utils import pretrained
 from diffusion_utils.config import FREE_ON_RESUME, TrainConfig
-from diffusion_utils.data import stanford_cars, toy_cars
+from diffusion_utils.data import root_mean_square, stanford_cars, toy_cars
 from diffusion_utils.evaluation import error_per_timestep
 from diffusion_utils.files import write_atomically
 from diffusion_utils.networks import count_parameters
@@ -67,6 +67,7 @@ def model_card(config: TrainConfig, record, description: str, size: int, held_ou
     return {
         "network": config.network,
         "prediction_type": config.prediction_type,
+        "sigma_data": config.sigma_data,
         "schedule": config.schedule,
         "num_train_timesteps": config.num_train_timesteps,
         "zero_terminal_snr": config.zero_terminal_snr,
@@ -103,13 +104,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--minutes", type=float, help="stop after this much training time")
     add("--size", type=int, help="pixels; default 64, toy cars 32")
     add("--network", type=json.loads, help='JSON, e.g. \'{"name": "resnet", "stem": 4, "channels": [64, 96]}\'')
-    for name in ("prediction_type", "schedule", "mixed_precision", "compile"):
+    for name in ("prediction_type", "schedule", "timestep_sampling", "optimizer", "mixed_precision", "compile"):
         add(f"--{name.replace('_', '-')}", default=getattr(defaults, name))
     for name in ("num_train_timesteps", "batch_size", "warmup_steps", "seed", "log_every", "checkpoint_every"):
         add(f"--{name.replace('_', '-')}", type=int, default=getattr(defaults, name))
     for name in ("learning_rate", "weight_decay", "decay_fraction", "ema_decay"):
         add(f"--{name.replace('_', '-')}", type=float, default=getattr(defaults, name))
     add("--min-snr-gamma", type=float)
+    add("--sigma-data", type=float, help="for edm: the pictures' root mean square; default: measured")
     add("--zero-terminal-snr", action="store_true")
     add("--sample-every", type=int, default=2000, help="draw a grid every so many steps; 0: only at the end")
     return parser.parse_args(arguments)
@@ -127,6 +129,8 @@ def configure(args: argparse.Namespace) -> tuple[TrainConfig, str, int]:
     preset = PRESETS.get(args.data, PRESETS["folder"])
     options = {name: getattr(args, name) for name in asdict(TrainConfig(steps=1)) if hasattr(args, name)}
     options["network"] = args.network or preset["network"]
+    if args.sigma_data is None:
+        del options["sigma_data"]
     return TrainConfig(**options), args.data, args.size or preset["size"]
 
 
@@ -140,6 +144,9 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
     config, data, size = configure(args)
     pictures, held_out, description = load_data(data, size)
+    stored = args.resume and (args.out / "run.json").is_file()  # then it was measured already
+    if config.prediction_type == "edm" and args.sigma_data is None and not stored:
+        config = replace(config, sigma_data=root_mean_square(pictures))
     is_main = Accelerator().is_main_process  # of several, one writes and talks
     columns, seeds = 8, range(32)
     bar = None

@@ -24,9 +24,11 @@ from torch.optim.swa_utils import AveragedModel
 from diffusion_utils import networks
 from diffusion_utils.config import TrainConfig
 from diffusion_utils.data import to_float
-from diffusion_utils.prediction import Denoiser, min_snr_weight, target
+from diffusion_utils.memory import keep_freed_memory
+from diffusion_utils.optimizers import make_optimizer
+from diffusion_utils.prediction import Denoiser, min_snr_weight, network_input, target
 from diffusion_utils.runs import Log, load_checkpoint, read_log, restore, save_checkpoint, stop_on_signal
-from diffusion_utils.schedule import Schedule
+from diffusion_utils.schedule import Schedule, make_schedule
 
 __all__ = [
     "StepRecord", "TrainConfig", "diffusion_loss", "ema_update", "load_checkpoint", "make_batch", "read_log",
@@ -66,21 +68,25 @@ class StepRecord:
 
 def diffusion_loss(
     net: nn.Module, x0: Tensor, noise: Tensor, t: Tensor, schedule: Schedule,
-    prediction_type: str, min_snr_gamma: float | None = None,
+    prediction_type: str, min_snr_gamma: float | None = None, sigma_data: float = 0.5,
 ) -> Tensor:  # fmt: skip
     """Mean squared error between the network's answer for x_t and the target (DDPM eq. 14).
 
     Args:
-        net: called as net(x_t, t).
+        net: called as net(x_t, t), for "edm" with x_t scaled to variance 1.
         x0: pictures (N, C, H, W) in [-1, 1];  noise: standard normal, same shape.
         t: int64 (N,) in [0, T-1].
         min_snr_gamma: weigh each picture by `min_snr_weight`; None: weight 1.
+        sigma_data: for "edm"; see `prediction`.
     """
     alpha, sigma = schedule.alpha_sigma(t, like=x0)
-    output = net(alpha * x0 + sigma * noise, t).float()
-    error = (output - target(prediction_type, x0, noise, alpha, sigma)).square().mean(dim=(1, 2, 3))
+    x_t = alpha * x0 + sigma * noise
+    output = net(network_input(prediction_type, x_t, alpha, sigma, sigma_data), t).float()
+    wanted = target(prediction_type, x0, noise, alpha, sigma, sigma_data)
+    error = (output - wanted).square().mean(dim=(1, 2, 3))
     if min_snr_gamma is not None:
-        error = error * min_snr_weight(prediction_type, schedule.snr(t).to(error), min_snr_gamma)
+        snr = schedule.snr(t).to(error)
+        error = error * min_snr_weight(prediction_type, snr, min_snr_gamma, sigma_data)
     return error.mean()
 
 
@@ -108,16 +114,15 @@ def train(
         )
     accelerator = _accelerator(config)
     processes, device = accelerator.num_processes, accelerator.device
+    if device.type == "cpu":
+        keep_freed_memory()
     if config.batch_size % processes:
         raise ValueError(f"batch_size {config.batch_size} cannot be shared equally by {processes} processes")
 
     torch.manual_seed(config.seed)  # the same initial weights on every process
     net = networks.build(**config.network).to(device)
     ema = AveragedModel(deepcopy(net), multi_avg_fn=ema_update(config.ema_decay)).eval()
-    optimizer = torch.optim.AdamW(
-        net.parameters(), config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay,
-        fused=device.type in ("cpu", "cuda"),
-    )  # fmt: skip
+    optimizer = make_optimizer(config.optimizer, net, config.learning_rate, config.weight_decay)
     step, seconds = 0, 0.0
     run_dir = run_dir and Path(run_dir)
     checkpoint = run_dir and run_dir / "checkpoint.pt"
@@ -131,7 +136,7 @@ def train(
     raw_net = net
     net, optimizer = accelerator.prepare(net, optimizer)
     schedule = config.make_schedule()
-    denoiser = Denoiser(ema.module, schedule, config.prediction_type)
+    denoiser = Denoiser(ema.module, schedule, config.prediction_type, config.sigma_data)
     images = images.to(device)
 
     def save():
@@ -150,7 +155,7 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate_at(step, progress)
             loss = diffusion_loss(
-                net, x0, noise, t, schedule, config.prediction_type, config.min_snr_gamma
+                net, x0, noise, t, schedule, config.prediction_type, config.min_snr_gamma, config.sigma_data
             )
             accelerator.backward(loss)
             grad_norm = accelerator.clip_grad_norm_(net.parameters(), config.clip_grad_norm)
@@ -208,7 +213,12 @@ def make_batch(
     if config.flip:
         mirrored = torch.rand(batch, 1, 1, 1, device=device, generator=generator) < 0.5
         x0 = torch.where(mirrored, x0.flip(3), x0)
-    t = torch.randint(config.num_train_timesteps, (batch,), device=device, generator=generator)
+    if config.timestep_sampling == "uniform":
+        t = torch.randint(config.num_train_timesteps, (batch,), device=device, generator=generator)
+    else:
+        levels = _log_noise_levels(config.schedule, config.num_train_timesteps, config.zero_terminal_snr)
+        drawn = -1.2 + 1.2 * torch.randn(batch, device=device, generator=generator)
+        t = torch.searchsorted(levels.to(device), drawn).clamp(max=config.num_train_timesteps - 1)
     noise = torch.randn(x0.shape, device=device, generator=generator)
     part = slice(share[0] * batch // share[1], (share[0] + 1) * batch // share[1])
     return x0[part], noise[part], t[part]
@@ -227,6 +237,12 @@ def _stream(seed: int, number: int) -> int:
     """The seed of one of a run's many generators.  torch's CPU generator reads only the lower 32
     bits of a seed, so the run's seed cannot stand in the upper ones."""
     return (seed * 0x9E3779B1 + number) % 2**32
+
+
+@lru_cache(maxsize=4)
+def _log_noise_levels(schedule: str, num_train_timesteps: int, zero_terminal_snr: bool) -> Tensor:
+    """ln(σ/α) of every timestep, rising, float32 (T,)."""
+    return make_schedule(schedule, num_train_timesteps, zero_terminal_snr).snr().log().mul(-0.5).float()
 
 
 @lru_cache(maxsize=4)

@@ -19,7 +19,7 @@ from PIL import Image
 from diffusion_utils import pretrained
 from diffusion_utils import sample as sample_command
 from diffusion_utils import train as train_command
-from diffusion_utils.data import stanford_cars, toy_cars
+from diffusion_utils.data import stanford_cars, to_float, toy_cars
 from diffusion_utils.training import load_checkpoint, read_log
 
 ROOT = Path(__file__).parent.parent
@@ -130,6 +130,43 @@ def test_resume_goes_on_with_the_settings_of_the_run(tmp_path, few_toys, capsys)
     assert json.loads((tmp_path / "run.json").read_text())["config"]["steps"] == 8
 
 
+def run_and_card(out):
+    run, about = json.loads((out / "run.json").read_text()), pretrained.card(out / "weights.safetensors")
+    assert about["sigma_data"] == about["config"]["sigma_data"] == run["config"]["sigma_data"]
+    assert pretrained.load(out / "weights.safetensors").sigma_data == about["sigma_data"]
+    return about
+
+
+def test_edm_measures_its_pictures_once(tmp_path, folder):
+    out = tmp_path / "run"
+    train("--data", folder, "--out", out, "--steps", 2, "--size", 8, "--prediction-type", "edm", *COMMON)
+    images, _, _ = train_command.load_data(str(folder), 8)
+    measured = to_float(images).square().mean().sqrt().item()
+    about = run_and_card(out)
+    assert about["sigma_data"] == pytest.approx(measured, abs=1e-4) != 0.5
+    for file in sorted(folder.iterdir())[:10]:  # other pictures now, of which the run knows nothing
+        Image.new("RGB", (16, 12), "white").save(file)
+    train("--out", out, "--resume", "--steps", 4)
+    again = run_and_card(out)
+    assert again["steps"] == 4 and again["sigma_data"] == about["sigma_data"]
+
+
+def test_a_given_sigma_data_is_kept(tmp_path, folder):
+    out = tmp_path / "run"
+    own = ["--size", 8, "--prediction-type", "edm", "--sigma-data", 0.3, "--optimizer", "muon"]
+    train("--data", folder, "--out", out, "--steps", 2, *own, *COMMON)
+    train("--out", out, "--resume", "--steps", 4)
+    about = run_and_card(out)
+    assert about["sigma_data"] == 0.3 and about["steps"] == 4 and about["config"]["optimizer"] == "muon"
+
+
+def test_a_first_run_with_resume_measures_too(tmp_path, folder):
+    out = tmp_path / "run"
+    own = ["--size", 8, "--steps", 2, "--prediction-type", "edm", "--resume"]
+    train("--data", folder, "--out", out, *own, *COMMON)
+    assert run_and_card(out)["sigma_data"] != 0.5
+
+
 def test_resume_in_an_empty_folder_starts_a_run(tmp_path, folder):
     out = tmp_path / "run"
     train("--data", folder, "--out", out, "--steps", 2, "--size", 8, "--resume", *COMMON)
@@ -171,7 +208,8 @@ def test_options_reach_the_configuration(tmp_path):
     args = train_command.parse(
         "--out x --minutes 3 --prediction-type v_prediction --schedule linear --batch-size 9 "
         "--seed 4 --num-train-timesteps 50 --weight-decay 0.5 --decay-fraction 0.1 --ema-decay 0.9 "
-        "--min-snr-gamma 5 --zero-terminal-snr --checkpoint-every 7 --warmup-steps 3".split()
+        "--min-snr-gamma 5 --zero-terminal-snr --checkpoint-every 7 --warmup-steps 3 --sigma-data 0.4 "
+        "--timestep-sampling lognormal --optimizer muon".split()
     )
     config, data, size = train_command.configure(args)
     assert (data, size, config.network) == ("toy_cars", 32, train_command.TOY)
@@ -179,7 +217,8 @@ def test_options_reach_the_configuration(tmp_path):
         "minutes": 3, "steps": None, "prediction_type": "v_prediction", "schedule": "linear",
         "batch_size": 9, "seed": 4, "num_train_timesteps": 50, "weight_decay": 0.5,
         "decay_fraction": 0.1, "ema_decay": 0.9, "min_snr_gamma": 5, "zero_terminal_snr": True,
-        "checkpoint_every": 7, "warmup_steps": 3,
+        "checkpoint_every": 7, "warmup_steps": 3, "sigma_data": 0.4, "timestep_sampling": "lognormal",
+        "optimizer": "muon",
     }  # fmt: skip
     assert {name: getattr(config, name) for name in expected} == expected
 
@@ -265,7 +304,9 @@ def test_an_error_is_one_line_without_a_traceback(tmp_path):
 TRAIN_ERRORS = {
     "no budget": ([], "say when to stop"),
     "prediction": (["--steps", 1, "--prediction-type", "x"], "unknown prediction_type 'x'"),
-    "network": (["--steps", 1, "--network", '{"name": "unet"}'], "unknown network 'unet'"),
+    "network": (["--steps", 1, "--network", '{"name": "vit"}'], "unknown network 'vit'"),
+    "optimizer": (["--steps", 1, "--optimizer", "sgd"], "optimizer must be one of adamw, muon"),
+    "sigma_data": (["--steps", 1, "--sigma-data", -1], "sigma_data must be greater than 0, not -1"),
     "schedule": (["--steps", 1, "--schedule", "x"], "'x'"),
     "size": (["--steps", 1, "--size", 10, "--network", json.dumps(TINY)], "be multiples of"),
     "no cars": (["--steps", 1, "--data", "stanford_cars"], "Stanford Cars was not found"),

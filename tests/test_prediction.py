@@ -2,19 +2,20 @@
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, EDMDPMSolverMultistepScheduler, EDMEulerScheduler
 from diffusers.training_utils import compute_snr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusion_utils.prediction import (
-    PREDICTION_TYPES, Denoiser, convert, min_snr_weight, target, to_epsilon, to_sample)
+    PREDICTION_TYPES, Denoiser, convert, min_snr_weight, network_input, target, to_epsilon, to_sample)
 from diffusion_utils.schedule import make_schedule
 
 quick = settings(deadline=None, max_examples=25)
 types = st.sampled_from(PREDICTION_TYPES)
 every_type = pytest.mark.parametrize("kind", PREDICTION_TYPES)
 every_schedule = pytest.mark.parametrize("name", ["linear", "cosine"])
+every_strength = pytest.mark.parametrize("sigma_data", [0.25, 0.5, 1.0, 2.0])
 
 
 def noisy(name="linear", dtype=torch.float64, t=(0, 10, 500, 900), shape=(3, 8, 8)):
@@ -29,11 +30,12 @@ def noisy(name="linear", dtype=torch.float64, t=(0, 10, 500, 900), shape=(3, 8, 
 
 @every_type
 @every_schedule
-def test_targets_are_read_back_as_picture_and_noise(kind, name):
+@every_strength
+def test_targets_are_read_back_as_picture_and_noise(kind, name, sigma_data):
     x0, noise, x_t, alpha, sigma, _ = noisy(name)
-    output = target(kind, x0, noise, alpha, sigma)
-    torch.testing.assert_close(to_sample(kind, output, x_t, alpha, sigma), x0)
-    torch.testing.assert_close(to_epsilon(kind, output, x_t, alpha, sigma), noise)
+    output = target(kind, x0, noise, alpha, sigma, sigma_data)
+    torch.testing.assert_close(to_sample(kind, output, x_t, alpha, sigma, sigma_data), x0)
+    torch.testing.assert_close(to_epsilon(kind, output, x_t, alpha, sigma, sigma_data), noise)
 
 
 def test_v_agrees_with_diffusers():
@@ -43,7 +45,7 @@ def test_v_agrees_with_diffusers():
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
 
 
-@every_type
+@pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
 @every_schedule
 @pytest.mark.parametrize("t", [0, 500, 999])
 def test_the_guess_agrees_with_diffusers(kind, name, t):
@@ -57,25 +59,91 @@ def test_the_guess_agrees_with_diffusers(kind, name, t):
     torch.testing.assert_close(to_sample(kind, output, x_t, alpha, sigma), theirs)
 
 
+# EDM (Karras et al. 2022).  There x = x₀ + s·ε, which is x_t/α, and s = σ/α.
+
+@every_schedule
+@every_strength
+def test_edm_is_karras_preconditioning(name, sigma_data):
+    x0, noise, x_t, alpha, sigma, _ = noisy(name)
+    x, s, output = x_t / alpha, sigma / alpha, torch.randn_like(x_t)
+    c_skip = sigma_data**2 / (s**2 + sigma_data**2)  # table 1, last column
+    c_out = s * sigma_data / (s**2 + sigma_data**2).sqrt()
+    c_in = 1 / (s**2 + sigma_data**2).sqrt()
+    torch.testing.assert_close(network_input("edm", x_t, alpha, sigma, sigma_data), c_in * x)
+    guess = to_sample("edm", output, x_t, alpha, sigma, sigma_data)
+    torch.testing.assert_close(guess, c_skip * x + c_out * output)
+    right = (x0 - c_skip * x) / c_out  # equation 8
+    torch.testing.assert_close(target("edm", x0, noise, alpha, sigma, sigma_data), right)
+
+
+@every_schedule
+@every_strength
+@pytest.mark.parametrize("theirs", [EDMEulerScheduler, EDMDPMSolverMultistepScheduler])
+def test_edm_agrees_with_diffusers(name, sigma_data, theirs):
+    scheduler, (_, _, x_t, alpha, sigma, _) = theirs(sigma_data=sigma_data), noisy(name)
+    x, s, output = x_t / alpha, sigma / alpha, torch.randn_like(x_t)
+    shown = scheduler.precondition_inputs(x, s)
+    torch.testing.assert_close(network_input("edm", x_t, alpha, sigma, sigma_data), shown)
+    guess = scheduler.precondition_outputs(x, output, s)
+    torch.testing.assert_close(to_sample("edm", output, x_t, alpha, sigma, sigma_data), guess)
+
+
+@every_schedule
+def test_edm_for_pictures_as_strong_as_the_noise_is_minus_v(name):
+    x0, noise, x_t, alpha, sigma, _ = noisy(name)
+    v = target("v_prediction", x0, noise, alpha, sigma)
+    torch.testing.assert_close(target("edm", x0, noise, alpha, sigma, 1.0), -v)
+    torch.testing.assert_close(network_input("edm", x_t, alpha, sigma, 1.0), x_t)
+
+
+@every_schedule
+@every_strength
+def test_edms_input_and_target_have_variance_1_at_every_noise_level(name, sigma_data):
+    generator = torch.Generator().manual_seed(0)
+    x0, noise = torch.randn(2, 6, 50_000, generator=generator, dtype=torch.float64)
+    schedule, t = make_schedule(name), torch.tensor([0, 50, 200, 500, 800, 999])
+    alpha, sigma = schedule.alpha_sigma(t, like=x0)
+    x_t = alpha * sigma_data * x0 + sigma * noise
+    shown = network_input("edm", x_t, alpha, sigma, sigma_data)
+    wanted = target("edm", sigma_data * x0, noise, alpha, sigma, sigma_data)
+    # Five standard errors of a variance, √(2/50 000); of the covariance, 1/√50 000.
+    assert (shown.square().mean(1) - 1).abs().max() < 0.032
+    assert (wanted.square().mean(1) - 1).abs().max() < 0.032
+    # For white noise as data the input says nothing about the target: all that can be guessed
+    # without looking is in c_skip already.
+    assert (shown * wanted).mean(1).abs().max() < 0.023
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
+def test_only_edm_looks_at_sigma_data(kind):
+    x0, noise, x_t, alpha, sigma, t = noisy()
+    assert network_input(kind, x_t, alpha, sigma, 0.1) is x_t
+    for function, first, second in ((target, x0, noise), (to_sample, noise, x_t), (to_epsilon, x0, x_t)):
+        one, other = (function(kind, first, second, alpha, sigma, d) for d in (0.1, 2.0))
+        assert torch.equal(one, other)
+    snr = make_schedule().snr(t)
+    assert torch.equal(min_snr_weight(kind, snr, 5, 0.1), min_snr_weight(kind, snr, 5, 2.0))
+
+
 @quick
 @given(
     source=types, goal=types, name=st.sampled_from(["linear", "cosine"]), data=st.data(),
     T=st.integers(1, 2000), shape=st.lists(st.integers(1, 4), min_size=1, max_size=4),
-    dtype=st.sampled_from([torch.float32, torch.float64]),
+    dtype=st.sampled_from([torch.float32, torch.float64]), d=st.sampled_from([0.25, 0.5, 1.0, 2.0]),
 )  # fmt: skip
-def test_conversions_there_and_back_change_nothing(source, goal, name, data, T, shape, dtype):
+def test_conversions_there_and_back_change_nothing(source, goal, name, data, T, shape, dtype, d):
     schedule, t = make_schedule(name, T), data.draw(st.integers(0, T - 1))
     x_t, output = torch.randn(shape, dtype=dtype), torch.randn(shape, dtype=dtype)
     alpha, sigma = schedule.alpha_sigma(t, like=x_t)
-    there = convert(output, source, goal, x_t, alpha, sigma)
-    back = convert(there, goal, source, x_t, alpha, sigma)
+    there = convert(output, source, goal, x_t, alpha, sigma, d)
+    back = convert(there, goal, source, x_t, alpha, sigma, d)
     assert there.shape == output.shape and there.dtype == dtype
     # Dividing by a small α or σ magnifies rounding; the magnified unit is the honest tolerance.
     unit = torch.finfo(dtype).eps * 50 / (alpha * sigma).min().item()
     torch.testing.assert_close(back, output, rtol=unit, atol=unit)
     # All expressions of one prediction are the same picture.
     torch.testing.assert_close(
-        to_sample(goal, there, x_t, alpha, sigma), to_sample(source, output, x_t, alpha, sigma),
+        to_sample(goal, there, x_t, alpha, sigma, d), to_sample(source, output, x_t, alpha, sigma, d),
         rtol=unit, atol=unit / alpha.min().item())  # fmt: skip
 
 
@@ -89,31 +157,34 @@ def test_converting_to_the_same_type_divides_by_nothing(kind):
 @quick
 @given(
     snr=st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=20), gamma=st.floats(0.1, 100),
-    dtype=st.sampled_from([torch.float32, torch.float64]),
+    dtype=st.sampled_from([torch.float32, torch.float64]), d=st.floats(0.1, 3),
 )  # fmt: skip
-def test_weights_are_equal_once_expressed_on_the_picture(snr, gamma, dtype):
+def test_weights_are_equal_once_expressed_on_the_picture(snr, gamma, dtype, d):
     snr = torch.tensor(snr, dtype=dtype)
-    # An error e in x0 is an error √SNR·e in ε and √(SNR+1)·e in v; so is the loss, squared.
+    # An error e in x0 is an error √SNR·e in ε, √(SNR+1)·e in v and √(SNR+1/d²)·e in EDM's F; so is
+    # the loss, squared.
     on_x0 = min_snr_weight("sample", snr, gamma)
     torch.testing.assert_close(on_x0, torch.minimum(snr, torch.full_like(snr, gamma)))
     torch.testing.assert_close(min_snr_weight("epsilon", snr, gamma) * snr, on_x0)
     torch.testing.assert_close(min_snr_weight("v_prediction", snr, gamma) * (snr + 1), on_x0)
+    torch.testing.assert_close(min_snr_weight("edm", snr, gamma, d) * (snr + 1 / d**2), on_x0)
 
 
 @every_type
-def test_the_weighted_loss_is_the_same_whatever_is_predicted(kind):
+@every_strength
+def test_the_weighted_loss_is_the_same_whatever_is_predicted(kind, sigma_data):
     x0, noise, x_t, alpha, sigma, _ = noisy()
     guess = x0 + 0.1 * torch.randn_like(x0)
     snr = (alpha / sigma) ** 2
-    output = convert(guess, "sample", kind, x_t, alpha, sigma)
-    error = (output - target(kind, x0, noise, alpha, sigma)) ** 2
+    output = convert(guess, "sample", kind, x_t, alpha, sigma, sigma_data)
+    error = (output - target(kind, x0, noise, alpha, sigma, sigma_data)) ** 2
     expected = snr.clamp(max=5) * (guess - x0) ** 2
-    torch.testing.assert_close(min_snr_weight(kind, snr) * error, expected)
+    torch.testing.assert_close(min_snr_weight(kind, snr, 5, sigma_data) * error, expected)
 
 
 @every_type
 def test_the_weight_at_no_signal_is_the_limit(kind):
-    limit = {"epsilon": 1.0, "sample": 0.0, "v_prediction": 0.0}[kind]
+    limit = {"epsilon": 1.0, "sample": 0.0, "v_prediction": 0.0, "edm": 0.0}[kind]
     assert min_snr_weight(kind, torch.zeros(1)).item() == limit
 
 
@@ -125,17 +196,34 @@ def test_snr_agrees_with_diffusers():
 
 
 @every_type
-def test_a_denoiser_answers_with_the_picture(kind):
+@every_strength
+def test_a_denoiser_answers_with_the_picture(kind, sigma_data):
     x0, noise, x_t, alpha, sigma, t = noisy("cosine")
-    answer = target(kind, x0, noise, alpha, sigma)
+    answer = target(kind, x0, noise, alpha, sigma, sigma_data)
     seen = []
 
     def net(x, timesteps):
         seen.append((x, timesteps))
         return answer
 
-    torch.testing.assert_close(Denoiser(net, make_schedule("cosine"), kind)(x_t, t), x0)
-    assert seen[0][0] is x_t and seen[0][1] is t
+    torch.testing.assert_close(Denoiser(net, make_schedule("cosine"), kind, sigma_data)(x_t, t), x0)
+    strength = (alpha**2 * sigma_data**2 + sigma**2).sqrt() if kind == "edm" else 1
+    torch.testing.assert_close(seen[0][0], x_t / strength)
+    assert seen[0][1] is t
+
+
+@every_type
+def test_a_denoiser_hands_the_description_on(kind):
+    seen = []
+
+    def net(x, t, *cond):
+        seen.append(cond)
+        return x
+
+    denoiser, cond = Denoiser(net, make_schedule(), kind), torch.randn(2, 4)
+    denoiser(torch.randn(2, 3), torch.tensor([0, 9]), cond)
+    denoiser(torch.randn(2, 3), torch.tensor([0, 9]))
+    assert seen[0][0] is cond and seen[1] == ()  # a network that knows no cond can be used, too
 
 
 @every_type

@@ -64,6 +64,30 @@ def test_float32_comes_back_bit_for_bit(tmp_path):
     assert torch.equal(answer(pretrained.load(path)), answer(make_denoiser()))
 
 
+def test_the_strength_of_the_pictures_comes_back(tmp_path):
+    about = {**ABOUT, "prediction_type": "edm", "sigma_data": 0.7}
+    before = Denoiser(make_denoiser().net, make_denoiser().schedule, "edm", 0.7)
+    pretrained.save(tmp_path / "edm.safetensors", before, about, dtype=torch.float32)
+    after = pretrained.load(tmp_path / "edm.safetensors")
+    assert after.sigma_data == 0.7 and torch.equal(answer(after), answer(before))
+
+
+NETWORKS = [
+    {"name": "resnet", "channels": [8, 16], "skip": "concat", "attention": [2], "upsample": "nearest"},
+    {"name": "resnet", "channels": [8, 16], "skip": "indices", "decoder_depth": 1, "timestep": False},
+    {"name": "segnet", "channels": [8, 16], "cond_dim": 3},
+    {"name": "unet", "channels": [8, 16], "attention": [1]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("network", NETWORKS, ids=str)
+def test_every_network_comes_back(tmp_path, network):
+    about = {**ABOUT, "network": network}
+    before = make_denoiser(about=about)
+    pretrained.save(tmp_path / "a.safetensors", before, about, dtype=torch.float32)
+    assert torch.equal(answer(pretrained.load(tmp_path / "a.safetensors")), answer(before))
+
+
 def test_weights_are_stored_in_half_precision_by_default(saved, tmp_path):
     pretrained.save(tmp_path / "full.safetensors", make_denoiser(), ABOUT, dtype=torch.float32)
     half, full = saved.stat().st_size, (tmp_path / "full.safetensors").stat().st_size
@@ -103,6 +127,8 @@ def test_save_refuses_a_card_that_could_not_be_loaded(tmp_path):
     short = {k: v for k, v in ABOUT.items() if k not in ("schedule", "network")}
     with pytest.raises(ValueError, match="the card lacks network, schedule"):
         pretrained.save(tmp_path / "a.safetensors", make_denoiser(), short)
+    with pytest.raises(ValueError, match="the card lacks sigma_data"):
+        pretrained.save(tmp_path / "a.safetensors", make_denoiser(), {**ABOUT, "prediction_type": "edm"})
     with pytest.raises(ValueError, match="a.pt must end in .safetensors"):
         pretrained.save(tmp_path / "a.pt", make_denoiser(), ABOUT)
     assert not list(tmp_path.iterdir())
@@ -204,6 +230,20 @@ def test_multiply_accumulates_of_two_convolutions():
     # Each output number takes kernel² × input channels multiplications.
     by_hand = (8 * 16 * 12) * (9 * 3) + (5 * 8 * 6) * (9 * 8)
     assert pretrained.count_macs(OnlyConvolution(), (3, 16, 12)) == by_hand
+
+
+def test_multiply_accumulates_of_attention():
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = networks.blocks.SelfAttention(32)
+
+        def forward(self, x, t):
+            return self.attention(x)
+
+    places = 6 * 4  # of which each looks at each, twice: to compare and to gather
+    by_hand = places * (32 * 96 + 32 * 32) + 2 * places * places * 32
+    assert pretrained.count_macs(Attention(), (32, 6, 4)) == by_hand
 
 
 def test_machine_names_processor_torch_and_date():

@@ -85,6 +85,16 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, whole, until):
     assert_equal_runs(tmp_path, whole)
 
 
+@pytest.mark.parametrize("until", [5, 7])
+def test_a_resumed_run_with_muon_equals_an_uninterrupted_one(tmp_path, until):
+    options = {"optimizer": "muon", "timestep_sampling": "lognormal", "prediction_type": "edm"}
+    run(tmp_path / "whole", **options)
+    run(tmp_path / "parts", until=until, **options)
+    torch.manual_seed(99)
+    run(tmp_path / "parts", resume=True, **options)
+    assert_equal_runs(tmp_path / "parts", tmp_path / "whole")
+
+
 def test_a_checkpoint_knows_when_runs_differ(tmp_path, whole):
     """So that the comparison above says something."""
     run(tmp_path, seed=1)
@@ -140,12 +150,23 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path):
         ({"seed": 1, "flip": False}, "seed, flip|flip, seed"),
         ({"prediction_type": "epsilon"}, "prediction_type"),
         ({"batch_size": 8}, "batch_size"),
+        ({"optimizer": "muon"}, "optimizer"),
+        ({"timestep_sampling": "lognormal"}, "timestep_sampling"),
+        ({"sigma_data": 0.6}, "sigma_data"),
     ],
 )
 def test_other_settings_are_refused_by_name(tmp_path, whole, change, named):
     (tmp_path / "checkpoint.pt").write_bytes((whole / "checkpoint.pt").read_bytes())
     with pytest.raises(ValueError, match=rf"trained with other settings \(({named})\): resume it"):
         run(tmp_path, resume=True, steps=20, **change)
+
+
+def test_a_run_from_before_there_were_these_options_goes_on(tmp_path, whole):
+    state = load_checkpoint(whole / "checkpoint.pt")
+    for name in ("optimizer", "timestep_sampling", "sigma_data"):
+        del state["config"][name]
+    torch.save(state, tmp_path / "checkpoint.pt")
+    assert run(tmp_path, resume=True, steps=14).step == 14
 
 
 # ---------------------------------------------------------------- damage

@@ -10,13 +10,14 @@ from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusion_utils.prediction import PREDICTION_TYPES, Denoiser
+from diffusion_utils.prediction import Denoiser
 from diffusion_utils.sampling import (
     SAMPLERS, SPACINGS, Noise, ddim, ddpm, dpm_solver_pp, sample, timesteps, trajectory)
 from diffusion_utils.schedule import Schedule, cosine, linear, make_schedule
 
 quick = settings(deadline=None, max_examples=25)
 every_sampler = pytest.mark.parametrize("sampler", SAMPLERS)
+THEIR_TYPES = ["epsilon", "sample", "v_prediction"]  # of diffusers' samplers that count in timesteps
 SHAPE = (3, 4, 4)
 
 
@@ -114,7 +115,7 @@ def stream(dtype=torch.float64):
 against_diffusers = pytest.mark.parametrize("kind, name, zero, clamp", [
     (kind, name, zero, clamp)
     for kind, name, zero, clamp in itertools.product(
-        PREDICTION_TYPES, ["linear", "cosine"], [False, True], [False, True])
+        THEIR_TYPES, ["linear", "cosine"], [False, True], [False, True])
     # ε cannot be read as a picture where no signal is left.
     if not (kind == "epsilon" and zero)
 ])  # fmt: skip
@@ -166,7 +167,7 @@ def test_ddpm_agrees_with_diffusers(kind, name, zero, clamp, spacing):
     compare(steps, scheduler, step, 1e-5)
 
 
-@pytest.mark.parametrize("kind", PREDICTION_TYPES)
+@pytest.mark.parametrize("kind", THEIR_TYPES)
 def test_ddpm_agrees_with_diffusers_over_every_timestep(kind):
     scheduler = DDPMScheduler(100, beta_schedule="squaredcos_cap_v2", prediction_type=kind)
     schedule = replaced(scheduler, "cosine", False)
@@ -358,6 +359,27 @@ def test_a_solver_ends_near_the_exact_picture(sampler):
             for n in (20, 200)]  # fmt: skip
     coarse, fine = [(end.x_t - exact).square().mean().sqrt().item() for end in ends]
     assert fine < 0.01 and fine < coarse / 4
+
+
+@every_sampler
+def test_edm_at_strength_1_is_sampled_like_minus_v(sampler):
+    for name, zero in (("linear", False), ("cosine", True)):
+        schedule = make_schedule(name, 50, zero_terminal_snr=zero)
+        v = Denoiser(network, schedule, "v_prediction")
+        edm = Denoiser(lambda x, t: -network(x, t), schedule, "edm", sigma_data=1.0)
+        options = {"steps": 10, "clamp": False, **noise_for(sampler)}
+        one, other = (sample(d, [1, 2], SHAPE, sampler, **options) for d in (v, edm))
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+@every_sampler
+@pytest.mark.parametrize("sigma_data", [0.25, 0.6])
+def test_edm_that_has_learnt_nothing_draws_noise_as_strong_as_the_pictures(sampler, sigma_data):
+    """F = 0 is the right answer for white noise of that strength: the rest is in c_skip."""
+    nothing = Denoiser(lambda x, t: torch.zeros_like(x), cosine(1000), "edm", sigma_data)
+    drawn = sample(nothing, range(4), (3, 32, 32), sampler, steps=250, clamp=False)
+    # A standard error is 1/√(2·12 288), 0.6 %; a finite number of steps has a bias, too.
+    assert drawn.std().item() == pytest.approx(sigma_data, rel=0.05)
 
 
 # What every sampler keeps to

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch.optim.swa_utils import AveragedModel
 
 from diffusion_utils import training
-from diffusion_utils.data import to_float, toy_cars
+from diffusion_utils.data import root_mean_square, to_float, toy_cars
 from diffusion_utils.prediction import PREDICTION_TYPES
 from diffusion_utils.sampling import sample
 from diffusion_utils.schedule import make_schedule
@@ -63,12 +63,27 @@ def test_one_picture_is_learnt_by_heart_and_comes_back_from_noise(prediction_typ
         assert (each - x0[0]).square().mean() < 0.05 * one_colour
 
 
-def test_the_loss_falls_on_toy_cars():
-    network = {"name": "resnet", "channels": [16, 32], "stem": 2, "embedding_dim": 16}
+# With the share of its first 20 steps' loss that each must come below in its last 20.
+LEARNERS = {
+    "resnet": (0.6, {"name": "resnet", "channels": [16, 32], "stem": 2}, {}),
+    "skips": (0.65, {"name": "resnet", "channels": [16, 32], "stem": 2, "skip": "concat"}, {}),
+    "segnet": (0.65, {"name": "segnet", "channels": [8, 16]}, {}),
+    "unet": (0.7, {"name": "unet", "channels": [8, 16], "depth": 1}, {}),
+    "edm": (0.75, {"name": "resnet", "channels": [16, 32], "skip": "concat", "decoder_depth": 1},
+            {"prediction_type": "edm", "timestep_sampling": "lognormal"}),
+    "muon": (0.6, {"name": "resnet", "channels": [16, 32], "stem": 2}, {"optimizer": "muon"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("share, network, options", LEARNERS.values(), ids=LEARNERS)
+def test_the_loss_falls_on_toy_cars(share, network, options):
     images = toy_cars.load(64, 16).images
-    run = config(network=network, steps=80, batch_size=16, log_every=20, learning_rate=4e-3)
+    run = config(
+        network={**network, "embedding_dim": 16}, steps=80, batch_size=16, log_every=20,
+        learning_rate=4e-3, **options,
+    )  # fmt: skip
     losses = [record.loss for record in train(run, images)]
-    assert losses[-1] < 0.6 * losses[0]
+    assert losses[-1] < share * losses[0]
 
 
 def test_the_average_is_the_network_that_is_handed_out(tmp_path):
@@ -123,12 +138,13 @@ class Answers(torch.nn.Module):
 
 @pytest.mark.parametrize("gamma", [None, 5.0, 0.7])
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
-def test_the_loss_equals_one_computed_by_hand(prediction_type, gamma):
+@pytest.mark.parametrize("d", [0.5, 1.7])
+def test_the_loss_equals_one_computed_by_hand(prediction_type, gamma, d):
     schedule = make_schedule("linear", 100)
     x0, noise = torch.randn(2, 5, 3, 4, 6, generator=torch.Generator().manual_seed(0)).unbind(0)
     t = torch.tensor([0, 3, 30, 60, 99])
     net = Answers()
-    loss = diffusion_loss(net, x0, noise, t, schedule, prediction_type, gamma)
+    loss = diffusion_loss(net, x0, noise, t, schedule, prediction_type, gamma, d)
 
     expected = 0.0
     for i in range(5):
@@ -136,14 +152,17 @@ def test_the_loss_equals_one_computed_by_hand(prediction_type, gamma):
         alpha, sigma = math.sqrt(signal_share), math.sqrt(1 - signal_share)
         snr = signal_share / (1 - signal_share)
         x_t = alpha * x0[i].double() + sigma * noise[i].double()
-        torch.testing.assert_close(net.asked[0][i].double(), x_t, atol=1e-5, rtol=1e-5)
+        strength = math.sqrt(signal_share * d**2 + 1 - signal_share)  # of x_t
+        shown = x_t / strength if prediction_type == "edm" else x_t
+        torch.testing.assert_close(net.asked[0][i].double(), shown, atol=1e-5, rtol=1e-5)
         right, share = {
             "epsilon": (noise[i], snr),
             "sample": (x0[i], 1.0),
             "v_prediction": (alpha * noise[i] - sigma * x0[i], snr + 1),
+            "edm": ((sigma / d * x0[i] - alpha * d * noise[i]) / strength, snr + 1 / d**2),
         }[prediction_type]
         weight = 1.0 if gamma is None else min(snr, gamma) / share
-        answer = 0.3 * x_t + int(t[i]) / 100
+        answer = 0.3 * shown + int(t[i]) / 100
         expected += weight * float((answer - right).square().mean()) / 5
     assert loss.item() == pytest.approx(expected, rel=1e-4)
     assert torch.equal(net.asked[1], t)
@@ -154,6 +173,26 @@ def test_min_snr_reaches_the_training_loop():
         next(train(config(min_snr_gamma=gamma), pictures())).loss for gamma in (None, 5.0)
     )
     assert plain != pytest.approx(weighted, rel=0.01)
+
+
+def test_sigma_data_reaches_the_training_loop_and_what_it_hands_out():
+    records = [next(train(config(prediction_type="edm", sigma_data=d), pictures())) for d in (0.5, 0.3)]
+    assert [record.denoiser.sigma_data for record in records] == [0.5, 0.3]
+    # A new network answers 0, so the first loss is the target's variance: by hand for both strengths.
+    for d, record in zip((0.5, 0.3), records):
+        x0, noise, t = make_batch(pictures(), 0, config())
+        alpha, sigma = make_schedule("cosine").alpha_sigma(t, like=x0)
+        wanted = (sigma / d * x0 - alpha * d * noise) / (alpha**2 * d**2 + sigma**2).sqrt()
+        assert record.loss == pytest.approx(wanted.square().mean().item(), rel=1e-4)
+
+
+def test_the_root_mean_square_of_pictures():
+    images = pictures(count=5)
+    expected = to_float(images).double().square().mean().sqrt().item()
+    assert root_mean_square(images) == pytest.approx(expected, abs=5e-5)
+    assert root_mean_square(torch.full((2, 3, 4, 4), 255, dtype=torch.uint8)) == 1
+    half = torch.cat([torch.zeros(1, 3, 4, 4), torch.full((1, 3, 4, 4), 127.0)]).to(torch.uint8)
+    assert root_mean_square(half) == pytest.approx(0.5**0.5, abs=1e-3)  # black is -1, grey almost 0
 
 
 # ---------------------------------------------------------------- batches
@@ -211,6 +250,53 @@ def test_shapes_ranges_and_distribution_of_a_batch():
     assert abs(noise.mean()) < 0.02 and abs(noise.std() - 1) < 0.02
     assert t.dtype == torch.int64 and 0 <= t.min() < 20 and 980 <= t.max() < 1000
     assert abs(t.float().mean() - 499.5) < 60
+
+
+def drawn_by_hand(run, step):
+    """Flips, then what the timesteps come from, then noise, from one generator."""
+    generator = torch.Generator().manual_seed(training._stream(run.seed, step))
+    batch, T = run.batch_size, run.num_train_timesteps
+    flips = torch.rand(batch, 1, 1, 1, generator=generator) if run.flip else None
+    if run.timestep_sampling == "uniform":
+        times = torch.randint(T, (batch,), generator=generator)
+    else:
+        times = -1.2 + 1.2 * torch.randn(batch, generator=generator)
+    return flips, times, torch.randn(batch, 3, 8, 8, generator=generator)
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_uniform_timesteps_are_drawn_between_flips_and_noise(flip):
+    """In this order since the first version: runs of then can be repeated now."""
+    run = config(batch_size=64, flip=flip, seed=3)
+    _, t, noise = drawn_by_hand(run, 5)
+    batch = make_batch(pictures(), 5, run)
+    assert torch.equal(batch[1], noise) and torch.equal(batch[2], t)
+
+
+@pytest.mark.parametrize("schedule, zero", [("linear", False), ("cosine", False), ("cosine", True)])
+def test_lognormal_takes_the_first_timestep_that_is_as_noisy_as_drawn(schedule, zero):
+    run = config(
+        batch_size=256, timestep_sampling="lognormal", schedule=schedule, num_train_timesteps=60,
+        zero_terminal_snr=zero,
+    )  # fmt: skip
+    _, drawn, noise = drawn_by_hand(run, 2)
+    _, ours, t = make_batch(pictures(), 2, run)
+    assert torch.equal(ours, noise) and t.dtype == torch.int64
+    levels = run.make_schedule().snr().pow(-0.5).log().tolist()  # ln(σ/α)
+    for level, step in zip(drawn.tolist(), t.tolist()):
+        assert levels[step] >= level - 1e-5 or step == 59
+        assert step == 0 or levels[step - 1] <= level + 1e-5
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_lognormal_noise_levels_have_karras_mean_and_deviation(schedule):
+    run = config(batch_size=4000, timestep_sampling="lognormal", schedule=schedule)
+    images = torch.zeros(4000, 3, 1, 1, dtype=torch.uint8)
+    t = torch.cat([make_batch(images, step, run)[2] for step in range(10)])
+    levels = run.make_schedule().snr(t).pow(-0.5).log()
+    # Three standard errors of 40 000 draws: 0.018 and 0.013; and t rounds up.
+    assert levels.mean().item() == pytest.approx(-1.2, abs=0.03)
+    assert levels.std().item() == pytest.approx(1.2, abs=0.03)
 
 
 def test_flips_mirror_about_half_of_the_pictures_left_to_right():
@@ -387,6 +473,10 @@ def test_precisions_can_follow_each_other_in_one_process():
         ({"decay_fraction": 1.5}, r"decay_fraction in \[0, 1\]"),
         ({"mixed_precision": "fp16"}, "mixed_precision must be one of auto, no, bf16, not 'fp16'"),
         ({"compile": "maybe"}, "compile must be one of auto, no, yes, not 'maybe'"),
+        ({"timestep_sampling": "normal"}, "timestep_sampling must be one of uniform, lognormal, not"),
+        ({"optimizer": "sgd"}, "optimizer must be one of adamw, muon, not 'sgd'"),
+        ({"sigma_data": 0.0}, "sigma_data must be greater than 0, not 0.0"),
+        ({"sigma_data": float("nan")}, "sigma_data must be greater than 0, not nan"),
     ],
 )
 def test_a_bad_configuration_is_an_error(change, text):
@@ -397,7 +487,7 @@ def test_a_bad_configuration_is_an_error(change, text):
 @pytest.mark.parametrize(
     "change, text",
     [
-        ({"network": {"name": "unet"}}, "unknown network 'unet'"),
+        ({"network": {"name": "vit"}}, "unknown network 'vit'"),
         ({"network": {**TINY, "width": 3}}, "network 'resnet': .*width"),
         ({"schedule": "quadratic"}, "quadratic"),
         ({"prediction_type": "epsilon", "zero_terminal_snr": True}, "epsilon prediction cannot"),

@@ -14,3 +14,10 @@ def to_float(images: Tensor) -> Tensor:
 def to_uint8(images: Tensor) -> Tensor:
     """Float pictures in [-1, 1] to uint8 0 … 255, rounded; values outside are clipped."""
     return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def root_mean_square(images: Tensor) -> float:
+    """√(mean of x²) over all numbers of uint8 pictures, read in [-1, 1]: EDM's `sigma_data`."""
+    values = torch.arange(256, dtype=torch.uint8)
+    counts = torch.bincount(images.flatten(), minlength=256).double()
+    return round(float((counts * to_float(values).double().square()).sum().div(counts.sum()).sqrt()), 4)

@@ -1,0 +1,68 @@
+"""The optimizers a run can choose from: AdamW, or Muon for the matrices with AdamW for the rest."""
+
+import torch
+from torch import nn
+
+BETAS = (0.9, 0.99)
+
+
+def make_optimizer(name: str, net: nn.Module, learning_rate: float, weight_decay: float):
+    """"adamw" (Loshchilov & Hutter 2019, 1711.05101) or "muon" (see `Muon`) over a network's weights."""
+    if name == "adamw":
+        return _adamw(list(net.parameters()), learning_rate, weight_decay)
+    return Muon(net, learning_rate, weight_decay)
+
+
+class Muon:
+    """Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon): momentum made orthogonal.
+
+    AdamW scales each number of an update by itself.  Muon takes the update of a weight *matrix* as
+    one thing and makes its singular values (nearly) equal, so that rare directions move as far as
+    common ones.  Convolutions count as matrices of (outputs × all inputs under the kernel).  As in
+    the original, the first and last layers, the timestep embedding, norms and biases are left to
+    AdamW.  Steps are scaled to AdamW's size (Liu et al. 2025, 2502.16982), so learning rate and weight
+    decay carry over.
+
+    Behaves like a torch optimizer (step, zero_grad, param_groups, state_dict, load_state_dict).
+
+    Raises:
+        ValueError: torch is older than 2.9, which brought `torch.optim.Muon`.
+    """
+
+    def __init__(self, net: nn.Module, learning_rate: float, weight_decay: float):
+        if not hasattr(torch.optim, "Muon"):
+            raise ValueError("optimizer 'muon' needs torch 2.9 or newer: upgrade torch, or choose 'adamw'")
+        outer = ("stem", "head", "embed")
+        self.weights = [p for name, p in net.named_parameters() if p.dim() > 1 and not name.startswith(outer)]
+        chosen = {id(p) for p in self.weights}
+        # torch's Muon takes matrices only: it gets views of the same memory.
+        self.matrices = [nn.Parameter(p.detach().view(len(p), -1)) for p in self.weights]
+        self.muon = torch.optim.Muon(
+            self.matrices, learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
+        )
+        self.adamw = _adamw([p for p in net.parameters() if id(p) not in chosen], learning_rate, weight_decay)
+        self.param_groups = self.muon.param_groups + self.adamw.param_groups
+
+    def step(self) -> None:
+        for matrix, weight in zip(self.matrices, self.weights):
+            matrix.grad = None if weight.grad is None else weight.grad.flatten(1)
+        self.muon.step()
+        self.adamw.step()
+
+    def zero_grad(self) -> None:
+        self.adamw.zero_grad()
+        for weight in self.weights:
+            weight.grad = None
+
+    def state_dict(self) -> dict:
+        return {"muon": self.muon.state_dict(), "adamw": self.adamw.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.muon.load_state_dict(state["muon"])
+        self.adamw.load_state_dict(state["adamw"])
+        self.param_groups = self.muon.param_groups + self.adamw.param_groups
+
+
+def _adamw(parameters: list, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
+    fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
+    return torch.optim.AdamW(parameters, learning_rate, betas=BETAS, weight_decay=weight_decay, fused=fused)
