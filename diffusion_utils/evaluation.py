@@ -1,11 +1,14 @@
-"""Measuring a denoiser: the error of its guess at each noise level, and what is possible at best."""
+"""Measuring a denoiser: the error of its guess at each noise level, what is possible at best, and how
+its pictures compare with real ones."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from diffusion_utils.data import to_float
+from diffusion_utils import features
+from diffusion_utils.data import to_float, to_uint8
+from diffusion_utils.metrics import copy_rate, fid, kid, precision_recall
 from diffusion_utils.prediction import PREDICTION_TYPES, Denoiser
 
 
@@ -63,27 +66,118 @@ def linear_bottleneck_error(eigenvalues: Tensor, noise_to_signal: float, rank: i
     with c = cov(target, x_t)/var(x_t); passing a direction lowers the target's error by
     c²·var(x_t), so the network passes the `rank` directions where that is largest (reduced-rank
     regression, Izenman 1975) and answers 0 in the others.  What is left of the target's error
-    becomes error of x̂₀ times (σ/α)² for ε, σ² for v, 1 for x₀.
+    becomes error of x̂₀ times (σ/α)² for ε, σ² for v, 1 for x₀, (σd/n)² for EDM (see `prediction`),
+    whose sigma_data d is the pictures' own deviation: d² is the mean of the eigenvalues.
 
     Args:
         eigenvalues: from `covariance_eigenvalues`.
         noise_to_signal: σ/α > 0.
         rank: numbers the bottleneck passes, 0 … len(eigenvalues).
-        prediction_type: "epsilon", "sample" or "v_prediction".
+        prediction_type: "epsilon", "sample", "v_prediction" or "edm".
     """
     if prediction_type not in PREDICTION_TYPES:
-        raise ValueError(f"unknown prediction_type {prediction_type!r}: choose one of {', '.join(PREDICTION_TYPES)}")
+        raise ValueError(
+            f"unknown prediction_type {prediction_type!r}: choose one of {', '.join(PREDICTION_TYPES)}"
+        )
     if noise_to_signal <= 0 or not 0 <= rank <= len(eigenvalues):
         raise ValueError(f"noise_to_signal must be above 0 and rank lie in [0, {len(eigenvalues)}]")
     lam = eigenvalues.double()
     alpha2 = 1 / (1 + noise_to_signal**2)
     alpha, sigma = alpha2**0.5, (1 - alpha2) ** 0.5
     variance_xt = alpha**2 * lam + sigma**2
+    d2 = lam.mean()
+    n2 = alpha**2 * d2 + sigma**2
     covariance, variance, factor = {
         "epsilon": (sigma + 0 * lam, 1 + 0 * lam, (sigma / alpha) ** 2),
         "sample": (alpha * lam, lam, 1.0),
         "v_prediction": (alpha * sigma * (1 - lam), alpha**2 + sigma**2 * lam, sigma**2),
+        "edm": (
+            alpha * sigma * (lam - d2) / (d2 * n2).sqrt(),
+            (sigma**2 * lam / d2 + alpha**2 * d2) / n2,
+            float(sigma**2 * d2 / n2),
+        ),
     }[prediction_type]
     gain = covariance**2 / variance_xt
     passed = gain.sort(descending=True).values[:rank].sum()
     return float(factor * (variance.sum() - passed) / lam.sum())
+
+
+class Reference:
+    """Real pictures that generated ones are compared with; their features are computed once.
+
+        reference = Reference(train, held_out)
+        reference.evaluate(pictures)
+
+    KID, FID, precision and recall compare with held-out pictures, which the network never saw;
+    copies are looked for among the training pictures.  Every figure has a floor: what real pictures
+    score in place of generated ones.  No network can be expected to do better.
+
+    Args:
+        train, held_out: uint8 (N, 3, H, W) and (M, 3, H, W).
+        extractor: name for `features.extractor`.  Features are kept in the cache folder: 40
+            evaluations, in one process or in many, wait for them once.
+        flips: whether training mirrored its pictures; then the mirrored ones count as seen.
+        seed: of KID's subsets.
+    """
+
+    def __init__(
+        self, train: Tensor, held_out: Tensor, extractor: str = features.DEFAULT,
+        flips: bool = True, seed: int = 0,
+    ):  # fmt: skip
+        self.extractor, self.seed, self.num_train = extractor, seed, len(train)
+        self.seen = torch.cat([train, train.flip(3)]) if flips else train
+        self.held_out = held_out
+        self.seen_features = features.cached(self.seen, extractor)
+        self.held_out_features = features.cached(held_out, extractor)
+        self._floors = {}
+
+    def evaluate(self, pictures: Tensor) -> dict:
+        """Scores of generated pictures beside their floor, as plain numbers, ready for JSON.
+
+        Both are dictionaries of kid, kid_std, fid, precision, recall, copies_in_pixels and
+        copies_in_features (shares of the pictures).
+
+        Args:
+            pictures: uint8 (N, 3, H, W), or float in [-1, 1], of the real pictures' size.
+
+        Raises:
+            ValueError: fewer than 4 pictures, or of another size.
+        """
+        shape, expected = tuple(pictures.shape[1:]), tuple(self.held_out.shape[1:])
+        if shape != expected:
+            raise ValueError(f"expected pictures of the real ones' shape, {expected}, not {shape}")
+        pictures = to_uint8(pictures) if pictures.is_floating_point() else pictures
+        rows = features.features(pictures, self.extractor)
+        return {
+            "extractor": self.extractor,
+            "counts": {"generated": len(pictures), "held_out": len(self.held_out), "train": self.num_train},
+            "generated": {**self._likeness(rows), **self._copies(pictures, rows)},
+            "floor": self.floor(len(pictures)),
+        }
+
+    def floor(self, count: int) -> dict:
+        """What real pictures score: `count` training pictures, evenly spaced in the order of their
+        files, against the held-out ones (as many as there are generated ones, because FID, precision
+        and recall depend on the count); and how many held-out pictures pass for copies."""
+        if count not in self._floors:
+            chosen = torch.linspace(0, self.num_train - 1, min(count, self.num_train)).round().long()
+            self._floors[count] = {
+                **self._likeness(self.seen_features[chosen]),
+                **self._copies(self.held_out, self.held_out_features),
+            }
+        return self._floors[count]
+
+    def _likeness(self, rows: Tensor) -> dict:
+        mean, spread = kid(self.held_out_features, rows, seed=self.seed)
+        precision, recall = precision_recall(self.held_out_features, rows)
+        return {
+            "kid": round(mean, 5), "kid_std": round(spread, 5),
+            "fid": round(fid(self.held_out_features, rows), 3),
+            "precision": round(precision, 4), "recall": round(recall, 4),
+        }  # fmt: skip
+
+    def _copies(self, pictures: Tensor, rows: Tensor) -> dict:
+        return {
+            "copies_in_pixels": round(copy_rate(pictures, self.seen)[0], 4),
+            "copies_in_features": round(copy_rate(rows, self.seen_features)[0], 4),
+        }

@@ -68,7 +68,10 @@ def reduced_rank(covariance, noise_to_signal, rank, kind):
     pair = np.block([[covariance, 0 * identity], [0 * identity, identity]])
     x0, noise = np.hstack([identity, 0 * identity]), np.hstack([0 * identity, identity])
     x_t = alpha * x0 + sigma * noise
-    target = {"epsilon": noise, "sample": x0, "v_prediction": alpha * noise - sigma * x0}[kind]
+    d = np.sqrt(np.trace(covariance) / D)
+    n = np.sqrt(alpha**2 * d**2 + sigma**2)
+    target = {"epsilon": noise, "sample": x0, "v_prediction": alpha * noise - sigma * x0,
+              "edm": (sigma / d * x0 - alpha * d * noise) / n}[kind]  # fmt: skip
     S = x_t @ pair @ x_t.T
     values, vectors = np.linalg.eigh(S)
     root = vectors * np.sqrt(values) @ vectors.T
@@ -77,7 +80,8 @@ def reduced_rank(covariance, noise_to_signal, rank, kind):
     assert np.linalg.matrix_rank(M, tol=1e-9) <= rank <= D
     output = M @ x_t
     guess = {"epsilon": (x_t - sigma * output) / alpha, "sample": output,
-             "v_prediction": alpha * x_t - sigma * output}[kind]  # fmt: skip
+             "v_prediction": alpha * x_t - sigma * output,
+             "edm": alpha * (d / n) ** 2 * x_t + sigma * d / n * output}[kind]  # fmt: skip
     error = guess - x0
     return np.trace(error @ pair @ error.T) / np.trace(covariance)
 
