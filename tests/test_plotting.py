@@ -1,6 +1,6 @@
 """Pictures land where they should, unaltered; figures say what they show; errors say what to do."""
 
-import importlib.util
+import importlib
 import io
 import sys
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion_utils import plotting
+from diffusion_utils import networks, plotting
 from diffusion_utils.data import to_float, to_uint8
 from diffusion_utils.schedule import Schedule, cosine, linear
 
@@ -330,6 +330,55 @@ def test_curves_refuse(x, lines, options, message):
         plotting.curves(x, lines, "x", "y", **options)
 
 
+def test_points_join_each_group_and_name_each_point():
+    groups = {"ours": [(1e5, 0.3, "small"), (1e6, 0.1, "large")], "theirs": [(5e5, 0.2, "U-Net")]}
+    (axes,) = plotting.points(groups, "parameters", "KID", logx=True, logy=True, floor=0.01).axes
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+    ours, theirs, floor = axes.get_lines()
+    assert [*zip(*ours.get_data())] == [(1e5, 0.3), (1e6, 0.1)]
+    assert [*zip(*theirs.get_data())] == [(5e5, 0.2)] and set(floor.get_ydata()) == {0.01}
+    assert ours.get_marker() != theirs.get_marker()
+    assert {(text.get_text(), text.xy) for text in axes.texts} == {
+        (label, (x, y)) for group in groups.values() for x, y, label in group
+    }
+
+
+def test_dots_stand_in_their_rows_top_down():
+    (axes,) = plotting.dots({"first": [0.2, 0.3], "second": [0.1]}, "KID", floor=0.0, reference=0.2).axes
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["first", "second"]
+    first, second, *levels = axes.get_lines()
+    assert (list(first.get_xdata()), list(first.get_ydata())) == ([0.2, 0.3], [0, 0])
+    assert (list(second.get_xdata()), list(second.get_ydata())) == ([0.1], [1])
+    assert [set(line.get_xdata()) for line in levels] == [{0.2}, {0.0}]
+    assert axes.yaxis_inverted()
+
+
+@pytest.mark.parametrize("draw", [lambda: plotting.points({}, "x", "y"), lambda: plotting.dots({}, "x")])
+def test_empty_charts_are_refused(draw):
+    with pytest.raises(ValueError, match="at least one entry"):
+        draw()
+
+
+@pytest.mark.parametrize(
+    "options, skips",
+    [
+        ({"name": "resnet", "channels": (8, 16, 16), "stem": 2}, 0),
+        ({"name": "resnet", "channels": (8, 16, 16), "stem": 2, "skip": "add"}, 2),
+        ({"name": "resnet", "channels": (8, 16, 16), "stem": 2, "skip": "indices", "decoder_depth": 1}, 2),
+        ({"name": "segnet", "channels": (8, 16, 16)}, 3),
+        ({"name": "unet", "channels": (8, 16), "depth": 1, "attention": (2,)}, 4),
+    ],
+)
+def test_a_network_is_drawn_with_what_goes_past_its_bottleneck(options, skips):
+    found = networks.stages(networks.build(**options))
+    (axes,) = plotting.network_drawing(found).axes
+    assert len(axes.patches) == 1 + sum(len(stage.shape) == 3 for stage in found)  # and the input
+    arrows = [text for text in axes.texts if getattr(text, "arrow_patch", None)]
+    assert len(arrows) == skips
+    for arrow in arrows:  # to the right, from a feature map to one of the same height
+        assert arrow.xyann[0] < arrow.xy[0] and arrow.xyann[1] == arrow.xy[1]
+
+
 def test_the_readers_own_style_neither_shows_nor_changes():
     with plt.style.context(["dark_background", {"axes.grid": False, "font.size": 30}]):
         dark = plotting.curves([1, 2], {"y": [1, 2]}, "x", "y")
@@ -338,8 +387,9 @@ def test_the_readers_own_style_neither_shows_nor_changes():
 
 
 def test_the_command_line_need_not_wait_for_matplotlib(monkeypatch):
-    spec = importlib.util.find_spec("diffusion_utils.plotting")
     monkeypatch.setitem(sys.modules, "matplotlib", None)  # importing it now fails
-    fresh = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(fresh)
+    for name in [name for name in sys.modules if name.startswith("diffusion_utils.plotting")]:
+        monkeypatch.delitem(sys.modules, name)
+    fresh = importlib.import_module("diffusion_utils.plotting")
+    monkeypatch.setattr("diffusion_utils.plotting", plotting)
     assert fresh.picture_grid(plain(RED)).shape == (16, 21, 3)
