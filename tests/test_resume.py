@@ -271,6 +271,8 @@ def test_a_signal_in_the_last_step_is_no_stop(tmp_path):
 
 
 def test_a_second_ctrl_c_interrupts_at_once():
+    # A shell that starts pytest in the background makes it deaf to Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.raises(KeyboardInterrupt), training.stop_on_signal() as asked:
         os.kill(os.getpid(), signal.SIGINT)
         assert asked()

@@ -125,6 +125,16 @@ class SelfAttention(nn.Module):
         return x + self.out(found.transpose(2, 3).reshape(n, c, height, width))
 
 
+def check_size(x_t: Tensor, stride: int) -> None:
+    """Raise a ValueError for pictures whose height or width the network's stride does not divide."""
+    height, width = x_t.shape[-2:]
+    if height % stride or width % stride:
+        raise ValueError(
+            f"a {height}×{width} picture cannot pass: height and width must be multiples of "
+            f"the network's stride, {stride}; crop or resize it"
+        )
+
+
 def check_attention(attention, strides: list[int]) -> None:
     """Raise a ValueError if attention is asked for where the network has no feature map."""
     if isinstance(attention, int) or not set(attention) <= set(strides):

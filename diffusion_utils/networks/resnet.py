@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_utils.networks.blocks import (
-    Downsample, PoolDown, ResBlock, SelfAttention, SkipUp, TimestepEmbedding, check_attention, group_norm,
+    Downsample, PoolDown, ResBlock, SelfAttention, SkipUp, TimestepEmbedding, check_attention, check_size,
+    group_norm,
 )  # fmt: skip
 from diffusion_utils.networks.blocks import upsample as make_upsample
 
@@ -150,12 +151,7 @@ class ResNetEncoderDecoder(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        height, width = x_t.shape[-2:]
-        if height % self.stride or width % self.stride:
-            raise ValueError(
-                f"a {height}×{width} picture cannot pass: height and width must be multiples of "
-                f"the network's stride, {self.stride}; crop or resize it"
-            )
+        check_size(x_t, self.stride)
         embedding = self.embed(t if self.timestep else torch.zeros_like(t), cond)
         h, kept = self.stem(x_t), []
         for layer in [*self.encoder, *self.decoder]:

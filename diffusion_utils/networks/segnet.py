@@ -13,7 +13,7 @@ for almost no memory.  It was made for labelling street scenes; here it denoises
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffusion_utils.networks.blocks import TimestepEmbedding, group_norm
+from diffusion_utils.networks.blocks import TimestepEmbedding, check_size, group_norm
 
 
 class ConvBlock(nn.Module):
@@ -87,12 +87,7 @@ class SegNet(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        height, width = x_t.shape[-2:]
-        if height % self.stride or width % self.stride:
-            raise ValueError(
-                f"a {height}×{width} picture cannot pass: height and width must be multiples of "
-                f"the network's stride, {self.stride}; crop or resize it"
-            )
+        check_size(x_t, self.stride)
         embedding = self.embed(t, cond)
         h, indices = x_t, []
         for stage in self.encoder:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_utils.networks.blocks import (
-    Downsample, ResBlock, SelfAttention, TimestepEmbedding, check_attention, group_norm, upsample,
+    Downsample, ResBlock, SelfAttention, TimestepEmbedding, check_attention, check_size, group_norm,
+    upsample,
 )  # fmt: skip
 
 
@@ -80,12 +81,7 @@ class UNet(nn.Module):
         nn.init.zeros_(self.head[-1].bias)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        height, width = x_t.shape[-2:]
-        if height % self.stride or width % self.stride:
-            raise ValueError(
-                f"a {height}×{width} picture cannot pass: height and width must be multiples of "
-                f"the network's stride, {self.stride}; crop or resize it"
-            )
+        check_size(x_t, self.stride)
         embedding = self.embed(t, cond)
         h = self.stem(x_t)
         kept = [h]
