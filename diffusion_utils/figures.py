@@ -11,15 +11,28 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw
 
-from diffusion_utils import pretrained
-from diffusion_utils.data import stanford_cars, toy_cars
+from diffusion_utils import features, pretrained
+from diffusion_utils.data import stanford_cars, to_uint8, toy_cars
 from diffusion_utils.files import write_atomically
+from diffusion_utils.metrics import nearest
 from diffusion_utils.networks import build, stages
-from diffusion_utils.plotting import network_drawing, save_grid
+from diffusion_utils.plotting import network_drawing, save_grid, strip
 from diffusion_utils.sampling import sample
 from diffusion_utils.train import CARS
+
+
+LADDER = [f"cars32-{row}" for row in (
+    "first-epsilon", "first-sample", "segnet-sample", "add-edm", "add-sample", "none-sample", "best",
+)]  # fmt: skip
+
+
+def write_figure(figure, path: Path) -> Path:
+    """A matplotlib figure as PNG, the same bytes with every version of matplotlib's writer."""
+    write_atomically(path, lambda file: figure.savefig(file, format="png", metadata={"Software": None}))
+    return path
 
 
 def write_png(picture: Image.Image, path: Path) -> None:
@@ -88,13 +101,37 @@ def toy_examples(out: Path) -> Path:
 
 def encoder_decoder(out: Path) -> Path:
     """The network of notebook 3 as a row of boxes."""
-    path = out / "encoder_decoder.png"
-    drawing = network_drawing(stages(build(**CARS)))
-    write_atomically(path, lambda temporary: drawing.savefig(temporary, format="png", metadata={"Software": None}))
-    return path
+    return write_figure(network_drawing(stages(build(**CARS))), out / "encoder_decoder.png")
 
 
-FIGURES = {f.__name__: f for f in (examples, crops, samples, toy_samples, toy_examples, encoder_decoder)}
+def segnet(out: Path) -> Path:
+    """SegNet as the ladder of notebook 5 has it, for 32×32 pictures."""
+    net = build("segnet", channels=[24, 48, 112], depth=2, embedding_dim=64)
+    return write_figure(network_drawing(stages(net, (3, 32, 32)), (3, 32, 32)), out / "segnet.png")
+
+
+def ladder(out: Path) -> Path:
+    """What the shipped rungs of notebook 5's ladder draw, seeds 0 … 7."""
+    drawn = [sample(pretrained.load(name), range(8), (3, 32, 32), steps=20) for name in LADDER]
+    labels = [name.removeprefix("cars32-") for name in LADDER]
+    return write_figure(strip(drawn, [f"seed {i}" for i in range(8)], labels, width=5.5), out / "ladder.png")
+
+
+def nearest_neighbours(out: Path) -> Path:
+    """Eight drawn cars (seeds 0 … 7) above the training pictures nearest to them."""
+    train = stanford_cars.load(size=32).part(held_out=False).images
+    seen = torch.cat([train, train.flip(3)])  # training mirrored its pictures
+    drawn = to_uint8(sample(pretrained.load("cars32-none-sample"), range(8), (3, 32, 32), "ddpm", 100))
+    by_pixels = nearest(drawn, seen)[1][:, 0]
+    by_features = nearest(features.features(drawn), features.cached(seen))[1][:, 0]
+    labels = ["drawn", "nearest in pixels", "nearest in features"]
+    figure = strip([drawn, seen[by_pixels], seen[by_features]], [f"seed {i}" for i in range(8)], labels)
+    return write_figure(figure, out / "nearest_neighbours.png")
+
+
+FIGURES = {f.__name__: f for f in (
+    examples, crops, samples, toy_samples, toy_examples, encoder_decoder, segnet, ladder, nearest_neighbours,
+)}  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> None:
