@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from diffusion_utils import evaluation, prediction, sampling, schedule, training
+from diffusion_utils import evaluation, metrics, prediction, sampling, schedule, training
 from diffusion_utils.networks import blocks
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
@@ -35,8 +35,9 @@ def taught(stem: str) -> dict:
 
 
 def test_the_series_is_complete():
-    assert [path.stem for path in NOTEBOOKS][:4] == [
+    assert [path.stem for path in NOTEBOOKS][:5] == [
         "01_forward_noising", "02_resnet_encoder_decoder", "03_training_on_stanford_cars", "04_sampling",
+        "05_how_small_can_it_be",
     ]
 
 
@@ -175,6 +176,29 @@ def test_taught_samplers_are_the_packages():
     h, h_prev = (a_s / s_s).log() - (a_t / s_t).log(), (a_t / s_t).log() - (a_p / s_p).log()
     ours = code["dpm_solver_step"](here.x_t, here.x0, before.x0, h, h_prev, a_s, s_s, s_t)
     assert torch.allclose(ours, after.x_t)
+
+
+@pytest.mark.parametrize("skip", ["indices", "add", "concat"])
+def test_taught_skips_are_the_packages(skip):
+    step = taught("05_how_small_can_it_be")["decoder_step"]
+    there, low = torch.randn(2, 16, 8, 8), torch.randn(2, 24, 4, 4)
+    kept = blocks.PoolDown(16, 24)(there)[1] if skip == "indices" else there
+    layer = blocks.SkipUp(skip, 24, 16)
+    assert torch.equal(step(low, kept, skip, layer.up, layer.mix), layer(low, kept))
+
+
+def test_taught_edm_is_the_packages():
+    x0, noise = torch.randn(2, 50, dtype=torch.float64)
+    for alpha, sigma in ((0.6, 0.8), (0.28, 0.96)):
+        levels = torch.tensor(alpha, dtype=torch.float64), torch.tensor(sigma, dtype=torch.float64)
+        ours = taught("05_how_small_can_it_be")["edm_target"](x0, noise, alpha, sigma, 0.4)
+        assert torch.allclose(ours, prediction.target("edm", x0, noise, *levels, sigma_data=0.4))
+
+
+def test_taught_kid_is_the_packages():
+    kid = taught("05_how_small_can_it_be")["kid"]
+    real, drawn = torch.randn(20, 7, dtype=torch.float64), 1 + torch.randn(20, 7, dtype=torch.float64)
+    assert kid(real, drawn) == pytest.approx(metrics.kid(real, drawn)[0], rel=1e-9)
 
 
 @pytest.mark.skipif("CI" in os.environ, reason="the tree is a fresh clone in CI")

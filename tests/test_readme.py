@@ -1,5 +1,6 @@
 """The README's figures are those of the model cards, and its links lead somewhere."""
 
+import json
 import re
 from pathlib import Path
 
@@ -9,9 +10,11 @@ from diffusion_utils import pretrained
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
+LADDER = [json.loads(path.read_text()) for path in sorted((ROOT / "benchmarks/results/ladder").glob("*.json"))]
+RUNGS = [name for name in pretrained.names() if name.startswith("cars32-")]
 
 
-@pytest.mark.parametrize("name", pretrained.names())
+@pytest.mark.parametrize("name", [name for name in pretrained.names() if name not in RUNGS])
 def test_results_are_those_of_the_card(name):
     about = pretrained.card(name)
     results, errors = [line for line in TEXT.splitlines() if line.startswith(f"| `{name}` |")]
@@ -20,6 +23,28 @@ def test_results_are_those_of_the_card(name):
     assert about["machine"] in results and about["date"] in results
     measured = about["held_out_error_of_x0_as_share_of_variance"].values()
     assert [float(cell) for cell in errors.split("|")[2:-1]] == [round(value, 3) for value in measured]
+
+
+@pytest.mark.parametrize("name", RUNGS)
+def test_results_of_the_ladders_weights_are_those_of_the_card(name):
+    about = pretrained.card(name)
+    (line,) = [line for line in TEXT.splitlines() if line.startswith(f"| `{name}` |")]
+    errors = about["held_out_error_of_x0_as_share_of_variance"]
+    assert [cell.strip() for cell in line.split("|")[2:-1]] == [
+        f"{about['parameters']:,}", f"{about['macs'] / 1e6:.1f}", f"{1000 * about['generated']['kid']:.0f}",
+        *[f"{errors[f't={t}']:.3f}" for t in (99, 499, 899)],
+        f"{about['seconds'] / 60:.0f} min", f"{about['machine']}, {about['date']}",
+    ]  # fmt: skip
+
+
+def test_the_table_of_skips_and_questions_is_that_of_the_ladder():
+    rows = {"none": "none", "indices": "where the maxima were", "add": "features, added", "concat": "features, concat"}
+    for skip, beginning in rows.items():
+        (line,) = [line for line in TEXT.splitlines() if line.startswith(f"| {beginning}")]
+        for cell, kind in zip(line.split("|")[2:-1], ("epsilon", "v_prediction", "edm", "sample"), strict=True):
+            kids = [1000 * r["generated"]["kid"] for r in LADDER if r["row"] == f"{skip}-{kind}"]
+            assert cell.strip() == f"{sum(kids) / len(kids):.0f}"
+    assert f"{len(LADDER)} trainings on real cars" in TEXT
 
 
 def test_links_and_pictures_exist():
