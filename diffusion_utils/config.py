@@ -29,6 +29,9 @@ class TrainConfig:
         learning_rate: the peak, after `warmup_steps` of linear rise and until the last
             `decay_fraction` of the budget, over which it falls linearly to 0.
         ema_decay: of the exponential moving average of the weights, the network that is used.
+        cond_dropout: share of the pictures whose description is withheld (set to zeros), so that the
+            network also learns to draw without one: what classifier-free guidance needs (Ho & Salimans
+            2022, 2207.12598, algorithm 1).  Counts only where `train` is given descriptions.
         flip: mirror each picture left to right with probability ½.
         mixed_precision: "bf16", "no", or "auto": bf16 where the device computes in it natively.
         compile: torch.compile; "auto": on a GPU.
@@ -54,6 +57,7 @@ class TrainConfig:
     decay_fraction: float = 0.4
     clip_grad_norm: float = 1.0
     ema_decay: float = 0.999
+    cond_dropout: float = 0.1
     flip: bool = True
     seed: int = 0
     mixed_precision: str = "auto"
@@ -72,6 +76,8 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be greater than 0, not {value}")
+        if not 0 <= self.cond_dropout <= 1:
+            raise ValueError(f"cond_dropout must lie in [0, 1], not {self.cond_dropout}")
         if not 0 <= self.ema_decay < 1 or not 0 <= self.decay_fraction <= 1:
             raise ValueError("ema_decay must lie in [0, 1) and decay_fraction in [0, 1]")
         for name, allowed in (

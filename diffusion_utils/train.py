@@ -5,7 +5,8 @@
     accelerate launch -m diffusion_utils.train --data stanford_cars --minutes 15 --out runs/cars
 
 The folder receives checkpoint.pt, log.jsonl, a grid of samples now and then, and at the end
-weights.safetensors with its model card.  Ctrl-C saves and leaves; --resume goes on.
+weights.safetensors with its model card; with --snapshot-images the averaged weights on the way there
+too, in snapshots/.  Ctrl-C saves and leaves; --resume goes on.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
@@ -28,17 +30,24 @@ from diffusion_utils.plotting import save_grid
 from diffusion_utils.sampling import sample
 from diffusion_utils.training import train
 
-# Under a million parameters; the work sits at 16×16 and 8×8, where a CPU computes fastest.
+# Both under a million parameters.  The first has no way around its bottleneck, and does its work at
+# 16×16 and 8×8, where a CPU computes fastest; it is the network of notebooks 02 and 03.
 CARS = {
     "name": "resnet", "channels": [64, 96], "depth": [1, 3], "decoder_channels": [64, 32],
     "decoder_depth": 1, "stem": 4, "embedding_dim": 64,
 }  # fmt: skip
+# What notebook 05 led to: twice as fine a stem, two more halvings, skips, attention at 8×8 and 4×4, and
+# a head that answers whole patches.
+CARS_1M = {
+    "name": "resnet", "channels": [32, 64, 80, 96], "decoder_depth": 1, "stem": 2, "skip": "add",
+    "upsample": "nearest", "patch_head": True, "attention": [8, 16], "embedding_dim": 48,
+}  # fmt: skip
 TOY = {"name": "resnet", "channels": [48, 64, 96], "decoder_channels": [64, 48], "decoder_depth": 1,
        "stem": 2, "embedding_dim": 64}  # fmt: skip
 PRESETS = {
-    "stanford_cars": {"network": CARS, "size": 64},
+    "stanford_cars": {"network": CARS_1M, "size": 64},
     "toy_cars": {"network": TOY, "size": 32},
-    "folder": {"network": CARS, "size": 64},
+    "folder": {"network": CARS_1M, "size": 64},
 }
 NON_COMMERCIAL = "trained on Stanford Cars (Krause et al. 2013): for non-commercial research only"
 LICENCES = {"stanford_cars": NON_COMMERCIAL, "toy_cars": "Apache-2.0, like the code"}
@@ -58,12 +67,25 @@ def load_data(data: str, size: int) -> tuple[Tensor, Tensor, str]:
     return train_part.images, rest.images, f"{what}, {len(train_part.images)} cropped to {size}×{size}"
 
 
-def model_card(config: TrainConfig, record, description: str, size: int, held_out: Tensor, data: str) -> dict:
-    """What is known about a finished run, for `pretrained.save`."""
+def load_cond(data: str, size: int, condition: str) -> Tensor:
+    """What describes each training picture of `load_data`: for "body_type" a one-hot row per picture,
+    float32 (N, 9), in the order of `stanford_cars.BODY_TYPES`."""
+    if data != "stanford_cars" or condition != "body_type":
+        raise ValueError(f"no {condition!r} is known of {data}: --condition body_type goes with --data stanford_cars")
+    labels = stanford_cars.load(size=size).part(held_out=False).body_types()
+    return F.one_hot(labels, len(stanford_cars.BODY_TYPES)).float()
+
+
+def model_card(
+    config: TrainConfig, record, description: str, size: int, held_out: Tensor, data: str,
+    cond: Tensor | None = None,
+) -> dict:  # fmt: skip
+    """What is known about a run, for `pretrained.save`."""
     measured = [int(f * (config.num_train_timesteps - 1)) for f in (0.1, 0.3, 0.5, 0.7, 0.9)]
     held_out = held_out[:512]
     varied = bool((held_out != held_out[:1]).any())  # one picture has no variance to compare with
     errors = error_per_timestep(record.denoiser, held_out, measured) if varied else []
+    shares = {} if cond is None else {"conditions": dict(zip(stanford_cars.BODY_TYPES, cond.mean(0).tolist()))}
     return {
         "network": config.network,
         "prediction_type": config.prediction_type,
@@ -72,6 +94,7 @@ def model_card(config: TrainConfig, record, description: str, size: int, held_ou
         "num_train_timesteps": config.num_train_timesteps,
         "zero_terminal_snr": config.zero_terminal_snr,
         "size": size,
+        **shares,
         "parameters": count_parameters(record.denoiser.net),
         "macs": pretrained.count_macs(record.denoiser.net, (3, size, size)),
         "data": description,
@@ -113,49 +136,56 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--min-snr-gamma", type=float)
     add("--sigma-data", type=float, help="for edm: the pictures' root mean square; default: measured")
     add("--zero-terminal-snr", action="store_true")
+    add("--condition", choices=["body_type"], help="tell the network what kind of car each picture shows")
+    add("--cond-dropout", type=float, default=defaults.cond_dropout, help="share of the pictures it is not told of")
     add("--sample-every", type=int, default=2000, help="draw a grid every so many steps; 0: only at the end")
+    add("--snapshot-images", type=int, default=0, help="keep the averaged weights every so many pictures; 0: never")
     return parser.parse_args(arguments)
 
 
-def configure(args: argparse.Namespace) -> tuple[TrainConfig, str, int]:
-    """Configuration, data and size: of the command line, or of the run that is resumed."""
+def configure(args: argparse.Namespace) -> tuple[TrainConfig, str, int, str | None]:
+    """Configuration, data, size and condition: of the command line, or of the run that is resumed."""
     stored = args.out / "run.json"
     if args.resume and stored.is_file():
         about = json.loads(stored.read_text())
         asked = {name: getattr(args, name) for name in FREE_ON_RESUME}
         if all(args_value is None for args_value in (args.steps, args.images, args.minutes)):
             asked = {}
-        return TrainConfig(**{**about["config"], **asked}), about["data"], about["size"]
+        return TrainConfig(**{**about["config"], **asked}), about["data"], about["size"], about.get("condition")
     preset = PRESETS.get(args.data, PRESETS["folder"])
     options = {name: getattr(args, name) for name in asdict(TrainConfig(steps=1)) if hasattr(args, name)}
-    options["network"] = args.network or preset["network"]
+    options["network"] = dict(args.network or preset["network"])
+    if args.condition:
+        options["network"]["cond_dim"] = len(stanford_cars.BODY_TYPES)
     if args.sigma_data is None:
         del options["sigma_data"]
-    return TrainConfig(**options), args.data, args.size or preset["size"]
+    return TrainConfig(**options), args.data, args.size or preset["size"], args.condition
 
 
-def write_run(out: Path, config: TrainConfig, data: str, size: int) -> None:
-    """What `--resume` needs beside the checkpoint: which data, at what size."""
-    text = json.dumps({"data": data, "size": size, "config": asdict(config)}, indent=2) + "\n"
+def write_run(out: Path, config: TrainConfig, data: str, size: int, condition: str | None) -> None:
+    """What `--resume` needs beside the checkpoint: which data, at what size, how described."""
+    about = {"data": data, "size": size, "condition": condition, "config": asdict(config)}
+    text = json.dumps(about, indent=2) + "\n"
     write_atomically(out / "run.json", lambda path: path.write_text(text))
 
 
 def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
-    config, data, size = configure(args)
+    config, data, size, condition = configure(args)
     pictures, held_out, description = load_data(data, size)
+    cond = load_cond(data, size, condition) if condition else None
     stored = args.resume and (args.out / "run.json").is_file()  # then it was measured already
     if config.prediction_type == "edm" and args.sigma_data is None and not stored:
         config = replace(config, sigma_data=root_mean_square(pictures))
     is_main = Accelerator().is_main_process  # of several, one writes and talks
     columns, seeds = 8, range(32)
     bar = None
-    for record in train(config, pictures, args.out, resume=args.resume):
+    for record in train(config, pictures, args.out, args.resume, cond):
         if not is_main:
             continue
         device = next(record.denoiser.net.parameters()).device
         if bar is None:
-            write_run(args.out, config, data, size)
+            write_run(args.out, config, data, size, condition)
             bar = tqdm(total=100, unit="%", bar_format="{l_bar}{bar}| {elapsed}<{remaining} {postfix}")
         bar.n = round(100 * config.progress(record.step, record.seconds), 2)
         bar.set_postfix_str(
@@ -164,6 +194,11 @@ def main(arguments: list[str] | None = None) -> None:
         if args.sample_every and record.images_per_second and record.step % args.sample_every < config.log_every:
             drawn = sample(record.denoiser, seeds, (3, size, size), device=device)
             save_grid(drawn, args.out / f"samples_{record.step:07d}.png", columns)
+        reached = args.snapshot_images and record.images // args.snapshot_images * args.snapshot_images
+        snapshot = args.out / "snapshots" / f"weights_{reached:09d}.safetensors"
+        if reached and not snapshot.exists():
+            card = model_card(config, record, description, size, held_out, data, cond)
+            pretrained.save(snapshot, record.denoiser, card)
     if not is_main:
         return
     bar.close()
@@ -172,7 +207,7 @@ def main(arguments: list[str] | None = None) -> None:
     if record.stopped:
         print(f"stopped at step {record.step} and saved; go on with --resume --out {args.out}")
         return
-    card = model_card(config, record, description, size, held_out, data)
+    card = model_card(config, record, description, size, held_out, data, cond)
     pretrained.save(args.out / "weights.safetensors", record.denoiser, card)
     drawn = sample(record.denoiser, range(64), (3, size, size), device=device)
     save_grid(drawn, args.out / "samples.png", columns)

@@ -69,19 +69,22 @@ class StepRecord:
 def diffusion_loss(
     net: nn.Module, x0: Tensor, noise: Tensor, t: Tensor, schedule: Schedule,
     prediction_type: str, min_snr_gamma: float | None = None, sigma_data: float = 0.5,
+    cond: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Mean squared error between the network's answer for x_t and the target (DDPM eq. 14).
 
     Args:
-        net: called as net(x_t, t), for "edm" with x_t scaled to variance 1.
+        net: called as net(x_t, t), or net(x_t, t, cond) where cond is given; for "edm" with x_t scaled to variance 1.
         x0: pictures (N, C, H, W) in [-1, 1];  noise: standard normal, same shape.
         t: int64 (N,) in [0, T-1].
         min_snr_gamma: weigh each picture by `min_snr_weight`; None: weight 1.
         sigma_data: for "edm"; see `prediction`.
+        cond: what describes each picture, (N, cond_dim).
     """
     alpha, sigma = schedule.alpha_sigma(t, like=x0)
     x_t = alpha * x0 + sigma * noise
-    output = net(network_input(prediction_type, x_t, alpha, sigma, sigma_data), t).float()
+    shown = network_input(prediction_type, x_t, alpha, sigma, sigma_data)
+    output = (net(shown, t) if cond is None else net(shown, t, cond)).float()
     wanted = target(prediction_type, x0, noise, alpha, sigma, sigma_data)
     error = (output - wanted).square().mean(dim=(1, 2, 3))
     if min_snr_gamma is not None:
@@ -91,7 +94,8 @@ def diffusion_loss(
 
 
 def train(
-    config: TrainConfig, images: Tensor, run_dir: str | Path | None = None, resume: bool = False
+    config: TrainConfig, images: Tensor, run_dir: str | Path | None = None, resume: bool = False,
+    cond: Tensor | None = None,
 ) -> Iterator[StepRecord]:
     """Train a denoiser; yields a record every `config.log_every` steps and at the end.
 
@@ -101,6 +105,8 @@ def train(
         run_dir: folder for `checkpoint.pt` and `log.jsonl`; None keeps nothing.
         resume: go on from the checkpoint in `run_dir`, or start there if it has none yet.  A run
             whose budget is used yields one record and learns nothing more.
+        cond: one row per picture that describes it (N, cond_dim), for a network built with that
+            cond_dim; a row of zeros describes nothing.
 
     Under `accelerate launch` every process runs this and takes its share of each batch.
 
@@ -111,6 +117,12 @@ def train(
     if images.dtype != torch.uint8 or images.dim() != 4 or len(images) == 0:
         raise ValueError(
             f"images must be a uint8 tensor (N, 3, H, W) with N ≥ 1, not {images.dtype} {tuple(images.shape)}"
+        )
+    cond_dim = config.network.get("cond_dim")
+    if (cond is None) != (cond_dim is None) or cond is not None and cond.shape != (len(images), cond_dim):
+        raise ValueError(
+            f"the network takes cond_dim={cond_dim}, which needs cond "
+            f"{None if cond_dim is None else (len(images), cond_dim)}, not {cond if cond is None else tuple(cond.shape)}"
         )
     accelerator = _accelerator(config)
     processes, device = accelerator.num_processes, accelerator.device
@@ -137,7 +149,7 @@ def train(
     net, optimizer = accelerator.prepare(net, optimizer)
     schedule = config.make_schedule()
     denoiser = Denoiser(ema.module, schedule, config.prediction_type, config.sigma_data)
-    images = images.to(device)
+    images, cond = images.to(device), None if cond is None else cond.float().to(device)
 
     def save():
         if checkpoint and accelerator.is_main_process:
@@ -151,12 +163,15 @@ def train(
         yield StepRecord(step, step * config.batch_size, loss, 0.0, 0.0, seconds, 0.0, denoiser)
     with stop_on_signal() as stop_asked:
         while progress < 1 and not stop:
-            x0, noise, t = make_batch(images, step, config, share=(accelerator.process_index, processes))
+            share = (accelerator.process_index, processes)
+            x0, noise, t = make_batch(images, step, config, share)
+            described = None if cond is None else make_cond(cond, step, config, share)
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate_at(step, progress)
             loss = diffusion_loss(
-                net, x0, noise, t, schedule, config.prediction_type, config.min_snr_gamma, config.sigma_data
-            )
+                net, x0, noise, t, schedule, config.prediction_type, config.min_snr_gamma, config.sigma_data,
+                described,
+            )  # fmt: skip
             accelerator.backward(loss)
             grad_norm = accelerator.clip_grad_norm_(net.parameters(), config.clip_grad_norm)
             optimizer.step()
@@ -220,8 +235,26 @@ def make_batch(
         drawn = -1.2 + 1.2 * torch.randn(batch, device=device, generator=generator)
         t = torch.searchsorted(levels.to(device), drawn).clamp(max=config.num_train_timesteps - 1)
     noise = torch.randn(x0.shape, device=device, generator=generator)
-    part = slice(share[0] * batch // share[1], (share[0] + 1) * batch // share[1])
+    part = _part(batch, share)
     return x0[part], noise[part], t[part]
+
+
+def make_cond(cond: Tensor, step: int, config: TrainConfig, share: tuple[int, int] = (0, 1)) -> Tensor:
+    """The descriptions of the pictures of `make_batch`, some of them withheld (`config.cond_dropout`).
+
+    Args:
+        cond: float (N, cond_dim), one row per training picture, on the training device.
+        share: as for `make_batch`.
+
+    Returns:
+        (B/n, cond_dim); withheld rows are zeros.
+    """
+    batch = config.batch_size
+    rows = cond[batch_indices(step, batch, len(cond), config.seed).to(cond.device)]
+    # A stream of its own: a run with descriptions sees the pictures and noise of one without.
+    generator = torch.Generator(cond.device).manual_seed(_stream(config.seed + 1, step))
+    told = torch.rand(batch, 1, device=cond.device, generator=generator) >= config.cond_dropout
+    return (rows * told)[_part(batch, share)]
 
 
 def batch_indices(step: int, batch_size: int, count: int, seed: int) -> Tensor:
@@ -231,6 +264,10 @@ def batch_indices(step: int, batch_size: int, count: int, seed: int) -> Tensor:
     return torch.cat(
         [_epoch_order(int(e), count, seed)[position[epoch == e] % count] for e in epoch.unique()]
     )
+
+
+def _part(batch: int, share: tuple[int, int]) -> slice:
+    return slice(share[0] * batch // share[1], (share[0] + 1) * batch // share[1])
 
 
 def _stream(seed: int, number: int) -> int:

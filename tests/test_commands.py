@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion_utils import pretrained
+from diffusion_utils import pretrained, training
 from diffusion_utils import sample as sample_command
 from diffusion_utils import train as train_command
 from diffusion_utils.data import stanford_cars, to_float, toy_cars
@@ -209,18 +209,73 @@ def test_options_reach_the_configuration(tmp_path):
         "--out x --minutes 3 --prediction-type v_prediction --schedule linear --batch-size 9 "
         "--seed 4 --num-train-timesteps 50 --weight-decay 0.5 --decay-fraction 0.1 --ema-decay 0.9 "
         "--min-snr-gamma 5 --zero-terminal-snr --checkpoint-every 7 --warmup-steps 3 --sigma-data 0.4 "
-        "--timestep-sampling lognormal --optimizer muon".split()
+        "--timestep-sampling lognormal --optimizer muon --cond-dropout 0.25".split()
     )
-    config, data, size = train_command.configure(args)
+    config, data, size, condition = train_command.configure(args)
+    assert condition is None
     assert (data, size, config.network) == ("toy_cars", 32, train_command.TOY)
     expected = {
         "minutes": 3, "steps": None, "prediction_type": "v_prediction", "schedule": "linear",
         "batch_size": 9, "seed": 4, "num_train_timesteps": 50, "weight_decay": 0.5,
         "decay_fraction": 0.1, "ema_decay": 0.9, "min_snr_gamma": 5, "zero_terminal_snr": True,
         "checkpoint_every": 7, "warmup_steps": 3, "sigma_data": 0.4, "timestep_sampling": "lognormal",
-        "optimizer": "muon",
+        "optimizer": "muon", "cond_dropout": 0.25,
     }  # fmt: skip
     assert {name: getattr(config, name) for name in expected} == expected
+
+
+def test_snapshots_are_kept_every_so_many_pictures_and_can_be_loaded(tmp_path, folder):
+    out = tmp_path / "run"
+    own = ["--steps", 9, "--size", 8, "--sample-every", 0, "--snapshot-images", 24]
+    train("--data", folder, "--out", out, *own, *COMMON)  # records at 16, 32, 48, 64 and 72 pictures
+    kept = [f for f in files(out / "snapshots") if f.endswith(".safetensors")]
+    assert kept == [f"weights_{n:09d}.safetensors" for n in (24, 48, 72)]
+    seen = [pretrained.card(out / "snapshots" / f)["images_seen"] for f in kept]
+    assert seen == [32, 48, 72]
+    last, final = (pretrained.load(path).net.state_dict() for path in (out / "snapshots" / kept[-1], out / "weights.safetensors"))
+    assert all(torch.equal(last[key], final[key]) for key in final)
+
+
+def test_without_the_option_there_are_no_snapshots(tmp_path, folder):
+    train("--data", folder, "--out", tmp_path / "run", "--steps", 3, "--size", 8, *COMMON)
+    assert not (tmp_path / "run" / "snapshots").exists()
+
+
+@pytest.fixture
+def few_cars(monkeypatch):
+    """Forty pictures in place of Stanford Cars, of three classes."""
+    images = torch.randint(0, 256, (40, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    classes = ["BMW M5 Sedan 2010", "Volvo XC90 SUV 2007", "Ford F-150 Regular Cab 2012"]
+    cars = stanford_cars.CarPictures(images, [f"{i:05d}.jpg" for i in range(40)], torch.arange(40) % 3, classes, [])
+    monkeypatch.setattr(stanford_cars, "load", lambda size: cars)
+    return cars.part(held_out=False)
+
+
+def test_a_run_is_told_the_body_types(tmp_path, few_cars, monkeypatch):
+    seen = []
+    loss = training.diffusion_loss
+    monkeypatch.setattr(training, "diffusion_loss", lambda *given: seen.append(given[-1]) or loss(*given))
+    out = tmp_path / "run"
+    own = ["--data", "stanford_cars", "--condition", "body_type", "--cond-dropout", 0.5, "--out", out]
+    train(*own, "--steps", 4, "--size", 8, *COMMON)
+    rows = torch.cat(seen)
+    kinds = stanford_cars.BODY_TYPES
+    told = {kinds[i] for i in rows.argmax(1)[rows.any(1)]}
+    assert rows.shape == (32, 9) and told == {"sedan", "SUV", "pickup"}
+    assert set(rows.sum(1).tolist()) == {0.0, 1.0}
+    card = pretrained.card(out / "weights.safetensors")
+    count = few_cars.labels.bincount() / len(few_cars.labels)
+    assert card["network"]["cond_dim"] == 9 and list(card["conditions"]) == list(kinds)
+    assert [card["conditions"][kind] for kind in ("sedan", "SUV", "pickup")] == pytest.approx(count.tolist())
+    # It goes on with what it was told, without being asked again.
+    train("--out", out, "--resume", "--steps", 6, "--size", 8)
+    assert torch.cat(seen).shape == (48, 9)
+
+
+def test_only_stanford_cars_has_body_types(tmp_path, folder):
+    with pytest.raises(ValueError, match="--condition body_type goes with --data stanford_cars"):
+        train("--data", folder, "--condition", "body_type", "--out", tmp_path / "run", "--steps", 1, *COMMON)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("data", sorted(train_command.PRESETS))

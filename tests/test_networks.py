@@ -6,6 +6,7 @@ from diffusers import UNet2DModel
 from diffusers.models.embeddings import get_timestep_embedding
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from diffusion_utils.networks import NETWORKS, build, count_parameters, stages
 from diffusion_utils.networks.blocks import (
@@ -38,6 +39,10 @@ SMALL = {
     "pixel_shuffle": ({"channels": (8, 16), "upsample": "pixel_shuffle", "skip": "concat"}, 2),
     "transposed_k3": ({"channels": (8, 16), "upsample": "transposed_k3", "stem": 2}, 4),
     "attention": ({"channels": (8, 16, 24), "attention": (2, 4), "decoder_depth": 1}, 4),
+    "patch head": ({"channels": (8, 16), "stem": 4, "skip": "add", "decoder_depth": 1, "patch_head": True}, 8),
+    "patch head, stem 2": ({"channels": (8, 16, 24), "stem": 2, "patch_head": True, "upsample": "nearest"}, 8),
+    "patch head, stem 1": ({"channels": (8, 16), "skip": "concat", "patch_head": True}, 2),
+    "patch head alone": ({"channels": (8,), "stem": 4, "patch_head": True}, 4),
     "segnet": ({"name": "segnet", "channels": (8, 16), "depth": (1, 2)}, 4),
     "grey segnet": ({"name": "segnet", "channels": (8, 8, 12), "picture_channels": 1}, 8),
     "unet": ({"name": "unet", "channels": (8, 16), "attention": (1,)}, 2),
@@ -226,6 +231,7 @@ def test_without_a_description_the_network_is_the_one_built_without(name):
     x, t = batch({}, 8, 8), torch.tensor([9, 800])
     with torch.no_grad():
         assert torch.equal(net(x, t), plain(x, t))
+        torch.testing.assert_close(net(x, t, torch.zeros(2, 5)), net(x, t))  # zeros say as little
     with pytest.raises(ValueError, match="built without cond_dim: it cannot be given cond"):
         plain(x, t, torch.zeros(2, 5))
 
@@ -389,6 +395,16 @@ def test_attention_runs_after_every_block_of_its_strides(options, heights):
     assert found == heights
 
 
+@pytest.mark.parametrize("patch_head, largest", [(True, 4), (False, 16)])
+def test_with_a_patch_head_nothing_is_computed_above_the_resolution_of_the_stem(patch_head, largest):
+    net, heights = new({"channels": (8, 16), "stem": 4, "patch_head": patch_head}), []
+    for layer in net.modules():
+        if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
+            layer.register_forward_hook(lambda module, inputs, output: heights.append(output.shape[2]))
+    net(batch({}, 16, 16), torch.tensor([1, 1]))
+    assert max(heights) == largest
+
+
 @pytest.mark.parametrize("height, width", [(8, 8), (4, 10)])
 def test_down_and_up_halve_and_double(height, width):
     x = torch.randn(1, 3, height, width)
@@ -517,10 +533,10 @@ def test_stages_name_every_part_once_in_order(options, stride):
     assert all(not module._forward_hooks for module in net.modules())
 
 
-@pytest.mark.parametrize("preset", ["CARS", "TOY"])
-def test_the_presets_stay_small(preset):
+@pytest.mark.parametrize("preset, stride", [("CARS", 8), ("CARS_1M", 16), ("TOY", 8)])
+def test_the_presets_stay_small(preset, stride):
     from diffusion_utils import train
 
     net = build(**getattr(train, preset))
-    assert net.stride == 8
+    assert net.stride == stride
     assert count_parameters(net) <= 1_000_000

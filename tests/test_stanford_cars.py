@@ -8,6 +8,7 @@ import os
 import sys
 import types
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,9 @@ from scipy.io import loadmat, savemat
 from torchvision.datasets import StanfordCars
 
 from diffusion_utils.data import stanford_cars
-from diffusion_utils.data.stanford_cars import crop, is_held_out, load, load_folder
+from diffusion_utils.data.stanford_cars import (
+    BODY_TYPES, CarPictures, body_type, crop, is_held_out, load, load_folder,
+)  # fmt: skip
 
 CLASSES = [f"Make Model {i}" for i in range(196)]
 GREY, RED = (90, 90, 90), (255, 0, 0)
@@ -146,6 +149,34 @@ def test_held_out_depends_on_the_file_name_alone():
     assert 0.09 < share < 0.11
     # Written down: a change here would let pictures seen in training into the measurement.
     assert [i for i in range(1, 40) if is_held_out(f"{i:05d}.jpg")] == [4, 18, 34, 37]
+
+
+@pytest.mark.parametrize(
+    "name, kind",
+    [
+        ("BMW M3 Coupe 2012", "coupe"), ("AM General Hummer SUV 2000", "SUV"), ("Dodge Dakota Club Cab 2007", "pickup"),
+        ("Ford E-Series Wagon Van 2012", "van"), ("Ram C/V Cargo Van Minivan 2012", "minivan"),
+        ("Bentley Continental Supersports Conv. Convertible 2012", "convertible"), ("Ford Ranger SuperCab 2011", "pickup"),
+        ("Chevrolet TrailBlazer SS 2009", "SUV"), ("FIAT 500 Abarth 2012", "hatchback"),
+    ],
+)  # fmt: skip
+def test_the_body_type_is_read_from_the_name_of_the_class(name, kind):
+    assert body_type(name) == kind
+
+
+@pytest.mark.parametrize("name", ["", "2012", "BMW Isetta 1955"])
+def test_a_name_without_a_body_type_is_an_error(name):
+    with pytest.raises(ValueError, match="does not say what kind of car it is: one of sedan, SUV"):
+        body_type(name)
+
+
+def test_pictures_know_their_body_types():
+    classes = ["Audi TT Hatchback 2011", "GMC Savana Van 2012"]
+    cars = CarPictures(torch.zeros(3, 3, 8, 8), ["a", "b", "c"], torch.tensor([1, 0, 1]), classes, [])
+    assert [BODY_TYPES[i] for i in cars.body_types()] == ["van", "hatchback", "van"]
+    for lacking in (replace(cars, classes=[]), replace(cars, labels=torch.tensor([0, -1, 1]))):
+        with pytest.raises(ValueError, match="which these pictures lack"):
+            lacking.body_types()
 
 
 def test_the_two_parts_make_the_whole(tmp_path):
@@ -511,3 +542,13 @@ def test_the_real_training_pictures(monkeypatch, real_cache):
     assert cars.images.flatten(1).float().std(1).min() > 5  # not one blank picture
     held_out = len(cars.part(True).names) / len(cars.names)
     assert 0.08 < held_out < 0.12
+
+
+@needs_data
+def test_every_real_class_has_a_body_type():
+    _, classes = stanford_cars.read_annotations(REAL)
+    kinds = [body_type(name) for name in classes]
+    assert len(kinds) == 196 and set(kinds) == set(BODY_TYPES)
+    # Where the name says it, the list of exceptions has no say: 16 names do not say it.
+    plain = [n for n in classes if n.split()[-2].lower() in [k.lower() for k in BODY_TYPES] or " Cab " in n]
+    assert len(plain) == 180

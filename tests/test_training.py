@@ -18,7 +18,7 @@ from diffusion_utils.sampling import sample
 from diffusion_utils.schedule import make_schedule
 from diffusion_utils.training import (
     StepRecord, TrainConfig, batch_indices, diffusion_loss, ema_update, load_checkpoint,
-    make_batch, train,
+    make_batch, make_cond, train,
 )  # fmt: skip
 
 TINY = {"name": "resnet", "channels": [8, 8], "stem": 2, "embedding_dim": 8}
@@ -297,6 +297,52 @@ def test_lognormal_noise_levels_have_karras_mean_and_deviation(schedule):
     # Three standard errors of 40 000 draws: 0.018 and 0.013; and t rounds up.
     assert levels.mean().item() == pytest.approx(-1.2, abs=0.03)
     assert levels.std().item() == pytest.approx(1.2, abs=0.03)
+
+
+def test_descriptions_stay_with_their_pictures_and_some_are_withheld():
+    images = torch.arange(8, dtype=torch.uint8).view(8, 1, 1, 1).expand(8, 3, 2, 2)
+    cond = torch.eye(8)  # row i says "I am picture i"
+    run = config(batch_size=400, cond_dropout=0.25, flip=False)
+    x0, _, _ = make_batch(images, 3, run)
+    rows = make_cond(cond, 3, run)
+    which = ((x0[:, 0, 0, 0] + 1) * 127.5).round().long()
+    told = rows.any(1)
+    assert torch.equal(rows[told], cond[which[told]]) and rows[~told].eq(0).all()
+    assert 0.15 < 1 - told.float().mean() < 0.35
+    assert torch.equal(rows, make_cond(cond, 3, run)) and not torch.equal(rows, make_cond(cond, 4, run))
+    parts = [make_cond(cond, 3, run, share=(i, 4)) for i in range(4)]
+    assert torch.equal(torch.cat(parts), rows)
+
+
+@pytest.mark.parametrize("share, told", [(0.0, 1.0), (1.0, 0.0)])
+def test_all_or_none_of_the_descriptions_can_be_withheld(share, told):
+    rows = make_cond(torch.ones(5, 2), 0, config(batch_size=20, cond_dropout=share))
+    assert torch.equal(rows, torch.full((20, 2), told))
+
+
+def test_a_described_network_draws_what_it_is_told():
+    """Two grey pictures, one dark and one light: told which, the network answers with it even where
+    the noise has left nothing to see."""
+    images = torch.tensor([30, 220], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 8, 8)
+    run = config(
+        network={**TINY, "cond_dim": 2}, steps=250, batch_size=16, log_every=250, learning_rate=1e-2,
+        ema_decay=0.9, warmup_steps=10,
+    )  # fmt: skip
+    (record,) = train(run, images, cond=torch.eye(2))
+    x_T, t = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([999, 999])
+    with torch.no_grad():
+        told = record.denoiser(x_T, t, torch.eye(2))
+    dark, light = to_float(images)[:, 0, 0, 0]
+    assert (told[0] - dark).abs().mean() < 0.15 and (told[1] - light).abs().mean() < 0.15
+
+
+@pytest.mark.parametrize(
+    "cond_dim, cond", [(3, None), (None, torch.zeros(12, 3)), (3, torch.zeros(12, 2)), (3, torch.zeros(11, 3))]
+)
+def test_descriptions_must_fit_network_and_pictures(cond_dim, cond):
+    network = {**TINY, "cond_dim": cond_dim} if cond_dim else TINY
+    with pytest.raises(ValueError, match=f"cond_dim={cond_dim}, which needs cond"):
+        next(train(config(network=network), pictures(), cond=cond))
 
 
 def test_flips_mirror_about_half_of_the_pictures_left_to_right():

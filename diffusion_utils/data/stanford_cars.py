@@ -41,6 +41,14 @@ GET_IT = (
     f"https://www.kaggle.com/datasets/{KAGGLE_DATASET} by hand and point the environment variable "
     f"{ROOT_VARIABLE} at the folder that holds stanford_cars/"
 )
+BODY_TYPES = ("sedan", "SUV", "coupe", "convertible", "hatchback", "pickup", "minivan", "van", "wagon")
+# Classes whose name does not end in their body type, by the word that tells them from all others.
+BODY_TYPE_OF = {
+    "Type-S": "sedan", "Type R": "coupe", "Regal GS": "sedan", "Corvette ZR1": "coupe", "Corvette Ron": "coupe",
+    "HHR": "wagon", "Cobalt SS": "coupe", "TrailBlazer": "SUV", "300 SRT-8": "sedan", "Challenger": "coupe",
+    "Charger SRT-8": "sedan", "Abarth": "hatchback", "SuperCab": "pickup", "Coupe IPL": "coupe",
+    "XK XKR": "coupe", "Superleggera": "coupe",
+}  # fmt: skip
 PICTURE_ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
@@ -67,6 +75,36 @@ class CarPictures:
         keep = [i for i, name in enumerate(self.names) if is_held_out(name) == held_out]
         names = [self.names[i] for i in keep]
         return CarPictures(self.images[keep], names, self.labels[keep], self.classes, self.skipped)
+
+    def body_types(self) -> Tensor:
+        """Each picture's body type as an index into `BODY_TYPES`, int64 (N,).
+
+        Raises:
+            ValueError: the pictures come without class names (a plain folder has none).
+        """
+        if not self.classes or (self.labels < 0).any():
+            raise ValueError("body types come from Stanford Cars' class names, which these pictures lack")
+        return torch.tensor([BODY_TYPES.index(body_type(c)) for c in self.classes])[self.labels]
+
+
+def body_type(name: str) -> str:
+    """The body type of a Stanford Cars class, one of `BODY_TYPES`: "BMW M3 Coupe 2012" → "coupe".
+
+    Most names end in it, before the year; "Crew Cab" and its like are pickups.
+
+    Raises:
+        ValueError: a name that says nothing of it.
+    """
+    last = name.split()[-2] if len(name.split()) > 1 else ""
+    if last == "Cab":
+        return "pickup"
+    for kind in BODY_TYPES:
+        if last.lower() == kind.lower():
+            return kind
+    for words, kind in BODY_TYPE_OF.items():
+        if words in name:
+            return kind
+    raise ValueError(f"{name!r} does not say what kind of car it is: one of {', '.join(BODY_TYPES)}")
 
 
 def is_held_out(name: str) -> bool:

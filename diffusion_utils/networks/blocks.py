@@ -36,14 +36,15 @@ class TimestepEmbedding(nn.Module):
         dim: length of the vector.
         frequencies: length of the sinusoids, even.
         cond_dim: length of a further vector that describes the picture (a class, a text), which is
-            added before the last non-linearity; None: the network takes no description.
+            mapped without a bias and added before the last non-linearity, so that a vector of zeros
+            says as little as none at all; None: the network takes no description.
     """
 
     def __init__(self, dim: int, frequencies: int = 64, cond_dim: int | None = None):
         super().__init__()
         self.frequencies = frequencies
         self.mlp = nn.Sequential(nn.Linear(frequencies, dim), nn.SiLU(), nn.Linear(dim, dim))
-        self.cond = nn.Linear(cond_dim, dim) if cond_dim else None
+        self.cond = nn.Linear(cond_dim, dim, bias=False) if cond_dim else None
 
     def forward(self, t: Tensor, cond: Tensor | None = None) -> Tensor:
         """t (N,) and, where the network takes it, cond (N, cond_dim); without cond a network that

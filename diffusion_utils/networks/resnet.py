@@ -36,6 +36,9 @@ class ResNetEncoderDecoder(nn.Module):
             into channels (pixel-unshuffle), so that no work is done at full resolution.
         skip: what the decoder gets from each encoder stage besides the bottleneck: "none",
             "indices" (of max pooling, which then replaces the strided convolutions), "add", "concat".
+        patch_head: True: the head answers whole stem×stem patches at once, by a 3×3 convolution and a
+            pixel shuffle (Shi et al. 2016, 1609.05158), so that no work is done above the stem's
+            resolution on the way out either; decoder_channels then end at that resolution.
         upsample: "transposed", "transposed_k3", "nearest" or "pixel_shuffle", see `blocks.upsample`.
         attention: strides (picture height / feature map height) at which self-attention follows
             every residual block, e.g. (8,).
@@ -60,6 +63,7 @@ class ResNetEncoderDecoder(nn.Module):
         decoder_depth: int = 0,
         stem: int = 1,
         skip: str = "none",
+        patch_head: bool = False,
         upsample: str = "transposed",
         attention: tuple[int, ...] = (),
         timestep: bool = True,
@@ -92,7 +96,7 @@ class ResNetEncoderDecoder(nn.Module):
             raise ValueError("a stride of 1 leaves nothing to decode: give more channels or a larger stem")
         # The head doubles last, unless there are features at full resolution to bring in before it.
         head_doubles = stem > 1 or skip == "none"
-        ups = doublings - head_doubles
+        ups = len(channels) - 1 if patch_head else doublings - head_doubles
         if decoder_channels is None:
             # The encoder's widths in reverse; below the stem's own width it keeps halving.
             widths = [*reversed(channels[:-1])]
@@ -141,11 +145,15 @@ class ResNetEncoderDecoder(nn.Module):
             if decoder_depth == 0:
                 self.decoder.append(nn.Sequential(group_norm(next_width), nn.SiLU()))
             width = next_width
-        last = (
-            make_upsample(upsample, width, picture_channels) if head_doubles
-            else nn.Conv2d(width, picture_channels, 3, padding=1)
-        )  # fmt: skip
+        if patch_head:
+            last = nn.Conv2d(width, picture_channels * stem**2, 3, padding=1)
+        elif head_doubles:
+            last = make_upsample(upsample, width, picture_channels)
+        else:
+            last = nn.Conv2d(width, picture_channels, 3, padding=1)
         self.head = nn.Sequential(group_norm(width), nn.SiLU(), last)
+        if patch_head:
+            self.head.append(nn.PixelShuffle(stem))
         # Start from the answer 0, the mean of every target, instead of from random patterns.
         for parameter in last.parameters():
             nn.init.zeros_(parameter)

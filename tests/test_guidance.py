@@ -1,0 +1,90 @@
+"""Guidance: what it computes, what it asks the networks, and what comes of it."""
+
+import pytest
+import torch
+from torch import nn
+
+from diffusion_utils.guidance import Guided
+from diffusion_utils.prediction import Denoiser
+from diffusion_utils.sampling import SAMPLERS, sample
+from diffusion_utils.schedule import make_schedule
+
+SCHEDULE = make_schedule("cosine", 100)
+
+
+class Says(nn.Module):
+    """Answers with one number, plus the first number of the description; counts its calls."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.value, self.calls = value, []
+
+    def forward(self, x_t, t, cond=None):
+        self.calls.append((len(x_t), cond))
+        extra = 0 if cond is None else cond[:, :1, None, None]
+        return torch.full_like(x_t, self.value) + extra
+
+
+def says(value):
+    return Denoiser(Says(value), SCHEDULE, "sample")
+
+
+X, T = torch.zeros(2, 3, 4, 4), torch.tensor([50, 50])
+COND = torch.tensor([[0.1, 1.0], [0.3, 1.0]])
+
+
+def values(x0):
+    assert all(bool((picture == picture.flatten()[0]).all()) for picture in x0)
+    return pytest.approx([float(picture.flatten()[0]) for picture in x0], abs=1e-6)
+
+
+def test_classifier_free_guidance_goes_beyond_the_described_guess():
+    # described: 0.5 + (0.1, 0.3); not described: 0.5; w = 3
+    assert values(Guided(says(0.5), COND, guidance_scale=3)(X, T)) == [0.5 + 3 * 0.1, 0.5 + 3 * 0.3]
+
+
+def test_autoguidance_goes_beyond_the_weaker_network():
+    assert values(Guided(says(0.5), guide=says(0.2), guidance_scale=2)(X, T)) == [0.8, 0.8]
+
+
+def test_with_both_the_weaker_network_gets_the_same_description():
+    guided = Guided(says(0.5), COND, says(0.2), guidance_scale=2)
+    assert values(guided(X, T)) == [0.9, 1.1]
+    assert torch.equal(guided.guide.net.calls[0][1], COND)
+
+
+@pytest.mark.parametrize("scale, expected", [(0, [0.2, 0.2]), (1, [0.5, 0.5]), (0.5, [0.35, 0.35])])
+def test_the_scale_goes_from_the_worse_to_the_better_guess_and_on(scale, expected):
+    assert values(Guided(says(0.5), guide=says(0.2), guidance_scale=scale)(X, T)) == expected
+
+
+def test_a_scale_of_1_asks_one_network_once():
+    for guided in (Guided(says(0.5), COND), Guided(says(0.5), COND, says(0.2)), Guided(says(0.5))):
+        guided(X, T)
+        assert len(guided.denoiser.net.calls) == 1 and guided.denoiser.net.calls[0][0] == 2
+        assert guided.guide is None or not guided.guide.net.calls
+
+
+def test_described_and_undescribed_are_asked_in_one_call():
+    guided = Guided(says(0.5), COND, guidance_scale=3)
+    guided(X, T)
+    ((count, cond),) = guided.denoiser.net.calls
+    assert count == 4 and torch.equal(cond, torch.cat([COND, torch.zeros(2, 2)]))
+
+
+@pytest.mark.parametrize("t, inside", [(19, False), (20, True), (60, True), (61, False)])
+def test_outside_the_interval_the_better_guess_is_taken_alone(t, inside):
+    guided = Guided(says(0.5), guide=says(0.2), guidance_scale=2, interval=(20, 60))
+    assert values(guided(X, torch.tensor([t, t]))) == [0.8 if inside else 0.5] * 2
+    assert len(guided.guide.net.calls) == inside
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_takes_it_for_a_denoiser(sampler):
+    drawn = sample(Guided(says(0.1), guide=says(0.0), guidance_scale=4), range(2), (3, 4, 4), sampler, 5)
+    torch.testing.assert_close(drawn, torch.full((2, 3, 4, 4), 0.4))
+
+
+def test_guidance_away_from_nothing_is_an_error():
+    with pytest.raises(ValueError, match="guidance_scale 2 needs a worse guess to walk away from"):
+        Guided(says(0.5), guidance_scale=2)
