@@ -24,7 +24,7 @@ from tqdm import tqdm
 from diffusion_utils import networks, pretrained
 from diffusion_utils.config import TrainConfig
 from diffusion_utils.data import root_mean_square, stanford_cars
-from diffusion_utils.evaluate import draw
+from diffusion_utils.drawing import draw
 from diffusion_utils.evaluation import Reference, error_per_timestep
 from diffusion_utils.files import write_atomically
 from diffusion_utils.networks import count_parameters

@@ -16,7 +16,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from diffusion_utils import pretrained
-from diffusion_utils.evaluate import draw
+from diffusion_utils.drawing import draw
 from diffusion_utils.evaluation import Reference
 from diffusion_utils.files import write_atomically
 from diffusion_utils.sampling import SAMPLERS

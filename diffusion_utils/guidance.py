@@ -13,9 +13,11 @@ variety.  Where the two come from makes the kind:
                                described alike   Karras et al. 2024 (2406.02507), eq. 2
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from diffusion_utils.prediction import Denoiser
@@ -61,6 +63,10 @@ class Guided:
     def schedule(self) -> Schedule:
         return self.denoiser.schedule
 
+    def part(self, which: slice) -> "Guided":
+        """The same for some of the pictures."""
+        return self if self.cond is None else replace(self, cond=self.cond[which])
+
     def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
         """x̂₀ (N, C, H, W) for x_t (N, C, H, W) and t int64 (N,), the same for all."""
         low, high = self.interval or (0, self.schedule.num_train_timesteps - 1)
@@ -73,3 +79,28 @@ class Guided:
         else:
             better, worse = self.denoiser(x_t, t, self.cond), self.guide(x_t, t, self.cond)
         return worse + self.guidance_scale * (better - worse)
+
+
+def conditions(shares: Mapping[str, float], seeds: Sequence[int], name: str | None = None) -> Tensor:
+    """One-hot descriptions (N, len(shares)), float32, for pictures that are to be drawn.
+
+    Args:
+        shares: every condition's name and its share of the training pictures, as on a model card.
+        seeds: of the pictures.
+        name: what all of them shall show; None: each something of its own, drawn from the shares by
+            its seed, so that many pictures show what the training pictures show, and as often.
+
+    Raises:
+        ValueError: `name` is not among the names.
+    """
+    names = list(shares)
+    if name is not None:
+        if name not in names:
+            raise ValueError(f"the network knows no condition {name!r}: choose one of {', '.join(names)}")
+        chosen = torch.full((len(seeds),), names.index(name))
+    else:
+        weights = torch.tensor(list(shares.values()))
+        # The picture's own seed drives its noise; another stream decides what it shows.
+        generators = [torch.Generator().manual_seed((int(seed) * 0x9E3779B1 + 1) % 2**32) for seed in seeds]
+        chosen = torch.cat([torch.multinomial(weights, 1, generator=g) for g in generators])
+    return F.one_hot(chosen, len(names)).float()

@@ -12,11 +12,9 @@ import sys
 import time
 from pathlib import Path
 
-import torch
-
-from diffusion_utils import pretrained
+from diffusion_utils import drawing, pretrained
 from diffusion_utils.plotting import save_grid
-from diffusion_utils.sampling import SAMPLERS, SPACINGS, sample
+from diffusion_utils.sampling import SPACINGS
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -25,18 +23,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     add = parser.add_argument
-    shipped = ", ".join(pretrained.names()) or "none shipped"
-    add("--weights", required=True, help=f"a name ({shipped}) or the path of a .safetensors file")
+    drawing.add_arguments(parser)
     add("--out", type=Path, required=True, help="the PNG to write")
     add("--count", type=int, default=64)
     add("--columns", type=int, default=8)
-    add("--seed", type=int, default=0, help="of the first picture; the next has the next seed")
-    add("--sampler", choices=SAMPLERS, default="dpm_solver_pp")
-    add("--steps", type=int, default=20)
     add("--eta", type=float, help="fresh noise per step, 0 … 1 (ddim only)")
     add("--spacing", choices=SPACINGS, default="trailing")
     add("--no-clamp", action="store_true", help="do not clip the predicted picture to [-1, 1]")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args(arguments)
 
 
@@ -44,19 +37,20 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
     if args.count < 1 or args.columns < 1:
         raise ValueError("--count and --columns must be at least 1")
-    if args.eta is not None and args.sampler != "ddim":
+    seeds, how = range(args.seed, args.seed + args.count), drawing.settings(args)
+    if args.eta is not None and how["sampler"] != "ddim":
         raise ValueError("--eta belongs to --sampler ddim")
-    denoiser = pretrained.load(args.weights, args.device)
+    denoiser = drawing.load(args, seeds)
     size = pretrained.card(args.weights).get("size", 64)
     options = {} if args.eta is None else {"eta": args.eta}
     started = time.perf_counter()
-    pictures = sample(
-        denoiser, range(args.seed, args.seed + args.count), (3, size, size), args.sampler, args.steps,
-        args.device, clamp=not args.no_clamp, spacing=args.spacing, **options,
+    pictures = drawing.draw(
+        denoiser, seeds, size, how["sampler"], how["steps"], args.device, clamp=not args.no_clamp,
+        spacing=args.spacing, **options,
     )  # fmt: skip
     seconds = time.perf_counter() - started
     save_grid(pictures, args.out, columns=args.columns)
-    print(f"{args.count} pictures in {seconds:.1f} s ({args.steps} steps of {args.sampler}): {args.out}")
+    print(f"{args.count} pictures in {seconds:.1f} s ({how['steps']} steps of {how['sampler']}): {args.out}")
 
 
 if __name__ == "__main__":

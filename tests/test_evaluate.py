@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
+from diffusion_utils import drawing, features, pretrained
 from diffusion_utils import evaluate as evaluate_command
-from diffusion_utils import features, pretrained
 from diffusion_utils.data import to_uint8, toy_cars
 from diffusion_utils.sampling import sample
 
@@ -87,8 +87,8 @@ def test_evaluate_writes_what_it_measured_and_how(tmp_path, weights, quick, caps
 
 def test_pictures_are_those_of_their_seeds_in_whatever_batches(weights, monkeypatch):
     denoiser = pretrained.load(weights)
-    monkeypatch.setattr(evaluate_command, "BATCH", 2)
-    drawn = evaluate_command.draw(denoiser, range(3, 8), 16, "ddim", 2, "cpu")
+    monkeypatch.setattr(drawing, "BATCH", 2)
+    drawn = drawing.draw(denoiser, range(3, 8), 16, "ddim", 2, "cpu")
     whole = to_uint8(sample(denoiser, range(3, 8), (3, 16, 16), "ddim", 2))
     assert drawn.dtype == torch.uint8 and (drawn.int() - whole.int()).abs().max() <= 1
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from diffusion_utils.guidance import Guided
+from diffusion_utils.guidance import Guided, conditions
 from diffusion_utils.prediction import Denoiser
 from diffusion_utils.sampling import SAMPLERS, sample
 from diffusion_utils.schedule import make_schedule
@@ -88,3 +88,35 @@ def test_every_sampler_takes_it_for_a_denoiser(sampler):
 def test_guidance_away_from_nothing_is_an_error():
     with pytest.raises(ValueError, match="guidance_scale 2 needs a worse guess to walk away from"):
         Guided(says(0.5), guidance_scale=2)
+
+
+def test_a_part_of_the_pictures_is_guided_alike():
+    guided = Guided(says(0.5), COND, says(0.2), guidance_scale=2)
+    assert values(guided.part(slice(1, 2))(X[1:], T[1:])) == [1.1]
+    alone = Guided(says(0.5), guide=says(0.2), guidance_scale=2)
+    assert alone.part(slice(1, 2)) is alone
+
+
+# What to draw
+
+SHARES = {"red": 0.5, "green": 0.3, "blue": 0.2}
+
+
+def test_every_picture_can_show_the_same():
+    assert torch.equal(conditions(SHARES, range(3), "green"), torch.tensor([[0.0, 1, 0]] * 3))
+
+
+def test_pictures_show_what_training_pictures_show_as_often():
+    rows = conditions(SHARES, range(2000))
+    assert rows.shape == (2000, 3) and torch.equal(rows.sum(1), torch.ones(2000))
+    for share, count in zip(SHARES.values(), rows.mean(0)):
+        assert abs(count - share) < 4 * (share * (1 - share) / 2000) ** 0.5
+
+
+def test_what_a_picture_shows_depends_on_its_own_seed():
+    assert torch.equal(conditions(SHARES, range(5, 40)), conditions(SHARES, range(40))[5:])
+
+
+def test_an_unknown_condition_is_an_error():
+    with pytest.raises(ValueError, match="no condition 'pink': choose one of red, green, blue"):
+        conditions(SHARES, range(2), "pink")

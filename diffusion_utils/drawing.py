@@ -1,0 +1,80 @@
+"""Weights, and how to draw with them: what the commands `sample` and `evaluate` have in common.
+
+A model card may say how its weights draw best, under "drawing": sampler, steps, and the guidance
+("guidance_scale", "guide", "interval").  The command line has the last word.
+"""
+
+import argparse
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from diffusion_utils import pretrained
+from diffusion_utils.data import to_uint8
+from diffusion_utils.guidance import Guided, conditions
+from diffusion_utils.prediction import Denoiser
+from diffusion_utils.sampling import SAMPLERS, sample
+
+BATCH = 64
+DEFAULTS = {"sampler": "dpm_solver_pp", "steps": 20, "guidance_scale": 1.0, "guide": None, "interval": None}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """--weights, --seed, --device and all that decides what a seed becomes."""
+    add = parser.add_argument
+    shipped = ", ".join(pretrained.names()) or "none shipped"
+    add("--weights", required=True, help=f"a name ({shipped}) or the path of a .safetensors file")
+    add("--seed", type=int, default=0, help="of the first picture; the next has the next seed")
+    add("--sampler", choices=SAMPLERS, help="default: what the model card advises, else dpm_solver_pp")
+    add("--steps", type=int, help="default: what the model card advises, else 20")
+    add("--condition", help="what the pictures shall show, e.g. pickup; none: whatever the network makes of not being "
+        "told; default: each something of its own, as often as in training")  # fmt: skip
+    add("--guidance-scale", type=float, help="1: no guidance; default: what the model card advises, else 1")
+    add("--guide", help="weights of a weaker network to be guided by (autoguidance); none: by the network itself "
+        "without the condition (classifier-free guidance)")  # fmt: skip
+    add("--interval", type=int, nargs=2, metavar=("LOWEST", "HIGHEST"), help="timesteps at which to guide; default: all")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+
+
+def settings(args: argparse.Namespace) -> dict:
+    """Sampler, steps and guidance: of the command line, else of the card, else `DEFAULTS`."""
+    advised = {**DEFAULTS, **pretrained.card(args.weights).get("drawing", {})}
+    chosen = {name: advised[name] if getattr(args, name) is None else getattr(args, name) for name in DEFAULTS}
+    if chosen["guide"] == "none":
+        chosen["guide"] = None
+    return chosen
+
+
+def load(args: argparse.Namespace, seeds: Sequence[int]) -> Denoiser | Guided:
+    """The denoiser that the arguments of `add_arguments` ask for, told what each picture shall show.
+
+    Raises:
+        ValueError: a condition for weights that take none, or guidance away from nothing.
+        FileNotFoundError: no such weights.
+    """
+    card, chosen = pretrained.card(args.weights), settings(args)
+    denoiser = pretrained.load(args.weights, args.device)
+    shares, cond = card.get("conditions"), None
+    if shares is None and args.condition not in (None, "none"):
+        raise ValueError(f"{args.weights} takes no condition: leave --condition out")
+    if shares is not None and args.condition != "none":
+        cond = conditions(shares, seeds, args.condition).to(args.device)
+    guide = pretrained.load(chosen["guide"], args.device) if chosen["guide"] else None
+    if cond is None and guide is None and chosen["guidance_scale"] == 1:
+        return denoiser
+    return Guided(denoiser, cond, guide, chosen["guidance_scale"], chosen["interval"] and tuple(chosen["interval"]))
+
+
+def draw(
+    denoiser: Denoiser | Guided, seeds: Sequence[int], size: int, sampler: str, steps: int,
+    device: torch.device | str, **options,
+) -> Tensor:  # fmt: skip
+    """One uint8 picture per seed, (N, 3, size, size), drawn a batch at a time; options go to `sample`."""
+    drawn = []
+    for i in tqdm(range(0, len(seeds), BATCH), desc="drawing", leave=False):
+        part = denoiser.part(slice(i, i + BATCH)) if isinstance(denoiser, Guided) else denoiser
+        pictures = sample(part, seeds[i : i + BATCH], (3, size, size), sampler, steps, device, **options)
+        drawn.append(to_uint8(pictures).cpu())
+    return torch.cat(drawn)
