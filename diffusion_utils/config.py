@@ -16,6 +16,8 @@ class TrainConfig:
 
     Attributes:
         network: name and options for `networks.build`, e.g. {"name": "resnet", "stem": 4}.
+        objective: "denoising" learns x̂₀ from noisy pictures; "consistency" tunes a denoiser that is
+            trained already to draw in one or two steps (see `consistency`).
         prediction_type: "epsilon", "sample", "v_prediction" or "edm".
         sigma_data: for "edm", the pictures' root mean square; see `prediction`.
         schedule, num_train_timesteps, zero_terminal_snr: for `schedule.make_schedule`.
@@ -39,6 +41,7 @@ class TrainConfig:
     """
 
     network: dict = field(default_factory=lambda: {"name": "resnet"})
+    objective: str = "denoising"
     prediction_type: str = "sample"
     sigma_data: float = 0.5
     schedule: str = "cosine"
@@ -76,13 +79,15 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be greater than 0, not {value}")
+        if self.objective == "consistency" and self.zero_terminal_snr:
+            raise ValueError("objective 'consistency' needs a little signal everywhere: leave zero_terminal_snr out")
         if not 0 <= self.cond_dropout <= 1:
             raise ValueError(f"cond_dropout must lie in [0, 1], not {self.cond_dropout}")
         if not 0 <= self.ema_decay < 1 or not 0 <= self.decay_fraction <= 1:
             raise ValueError("ema_decay must lie in [0, 1) and decay_fraction in [0, 1]")
         for name, allowed in (
             ("mixed_precision", ("auto", "no", "bf16")), ("compile", ("auto", "no", "yes")),
-            ("timestep_sampling", ("uniform", "lognormal")), ("optimizer", ("adamw", "muon")),
+            ("objective", ("denoising", "consistency")), ("timestep_sampling", ("uniform", "lognormal")), ("optimizer", ("adamw", "muon")),
         ):  # fmt: skip
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")

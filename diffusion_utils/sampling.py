@@ -1,4 +1,4 @@
-"""From noise to picture: DDPM ancestral sampling, DDIM, DPM-Solver++(2M).
+"""From noise to picture: DDPM ancestral sampling, DDIM, DPM-Solver++(2M), consistency sampling.
 
 Every sampler walks down a list of timesteps and is a generator: it yields `Step(t, x_t, x0)` before
 each move (what it stands on, and the picture the network guesses from there), and at the end
@@ -162,7 +162,25 @@ def dpm_solver_pp(
     yield Step(-1, x, x)
 
 
-SAMPLERS = {"ddpm": ddpm, "ddim": ddim, "dpm_solver_pp": dpm_solver_pp}
+def consistency(
+    predict: Predictor, schedule: Schedule, x_T: Tensor, noise: Callable[[], Tensor],
+    steps: int | None = 2, clamp: bool = True, spacing: str = "trailing",
+) -> Iterator[Step]:  # fmt: skip
+    """Multistep consistency sampling (Song et al. 2023, 2303.01469, algorithm 1), for weights that
+    were tuned to answer with a finished picture (see `consistency.py`).
+
+    One step takes the answer to pure noise; every further one puts fresh noise on the picture, less
+    each time, and answers again.  Args as for `ddpm`.
+    """
+    x = x_T
+    for t, _, x0, _, _, alpha_s, sigma_s in _walk(predict, schedule, steps, clamp, spacing):
+        x0 = x0(x)
+        yield Step(t, x, x0)
+        x = alpha_s * x0 + sigma_s * noise()
+    yield Step(-1, x, x)
+
+
+SAMPLERS = {"ddpm": ddpm, "ddim": ddim, "dpm_solver_pp": dpm_solver_pp, "consistency": consistency}
 
 
 @torch.no_grad()
@@ -176,7 +194,7 @@ def sample(
         denoiser: a `prediction.Denoiser` (needs `.schedule`).
         seeds: one per picture.
         shape: of one picture.
-        sampler: "ddpm", "ddim" or "dpm_solver_pp";  options (eta, clamp, spacing) go to it.
+        sampler: "ddpm", "ddim", "dpm_solver_pp" or "consistency";  options (eta, clamp, spacing) go to it.
     """
     for step in trajectory(denoiser, seeds, shape, sampler, steps, device, **options):
         pass

@@ -2,6 +2,8 @@
 
     python -m diffusion_utils.train --data toy_cars --minutes 3 --out runs/toy
     python -m diffusion_utils.train --data stanford_cars --minutes 120 --out runs/cars
+    python -m diffusion_utils.train --data stanford_cars --minutes 30 --out runs/student \
+        --objective consistency --start runs/cars/weights.safetensors --learning-rate 1e-4
     accelerate launch -m diffusion_utils.train --data stanford_cars --minutes 15 --out runs/cars
 
 The folder receives checkpoint.pt, log.jsonl, a grid of samples now and then, and at the end
@@ -49,6 +51,7 @@ PRESETS = {
     "toy_cars": {"network": TOY, "size": 32},
     "folder": {"network": CARS_1M, "size": 64},
 }
+CONSISTENCY_DRAWING = {"sampler": "consistency", "steps": 2}
 NON_COMMERCIAL = "trained on Stanford Cars (Krause et al. 2013): for non-commercial research only"
 LICENCES = {"stanford_cars": NON_COMMERCIAL, "toy_cars": "Apache-2.0, like the code"}
 
@@ -86,6 +89,7 @@ def model_card(
     varied = bool((held_out != held_out[:1]).any())  # one picture has no variance to compare with
     errors = error_per_timestep(record.denoiser, held_out, measured) if varied else []
     shares = {} if cond is None else {"conditions": dict(zip(stanford_cars.BODY_TYPES, cond.mean(0).tolist()))}
+    how = {"drawing": CONSISTENCY_DRAWING} if config.objective == "consistency" else {}
     return {
         "network": config.network,
         "prediction_type": config.prediction_type,
@@ -95,6 +99,7 @@ def model_card(
         "zero_terminal_snr": config.zero_terminal_snr,
         "size": size,
         **shares,
+        **how,
         "parameters": count_parameters(record.denoiser.net),
         "macs": pretrained.count_macs(record.denoiser.net, (3, size, size)),
         "data": description,
@@ -126,8 +131,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--images", type=int, help="stop after this many pictures")
     add("--minutes", type=float, help="stop after this much training time")
     add("--size", type=int, help="pixels; default 64, toy cars 32")
+    add("--start", help="weights to begin with, a name or a path; network, schedule and question are theirs")
     add("--network", type=json.loads, help='JSON, e.g. \'{"name": "resnet", "stem": 4, "channels": [64, 96]}\'')
-    for name in ("prediction_type", "schedule", "timestep_sampling", "optimizer", "mixed_precision", "compile"):
+    for name in ("objective", "prediction_type", "schedule", "timestep_sampling", "optimizer", "mixed_precision", "compile"):
         add(f"--{name.replace('_', '-')}", default=getattr(defaults, name))
     for name in ("num_train_timesteps", "batch_size", "warmup_steps", "seed", "log_every", "checkpoint_every"):
         add(f"--{name.replace('_', '-')}", type=int, default=getattr(defaults, name))
@@ -159,7 +165,12 @@ def configure(args: argparse.Namespace) -> tuple[TrainConfig, str, int, str | No
         options["network"]["cond_dim"] = len(stanford_cars.BODY_TYPES)
     if args.sigma_data is None:
         del options["sigma_data"]
-    return TrainConfig(**options), args.data, args.size or preset["size"], args.condition
+    size, condition = args.size or preset["size"], args.condition
+    if args.start:
+        about = pretrained.card(args.start)
+        options |= {name: about[name] for name in (*pretrained.NEEDED, "sigma_data") if name in about}
+        size, condition = about.get("size", size), "body_type" if "conditions" in about else None
+    return TrainConfig(**options), args.data, size, condition
 
 
 def write_run(out: Path, config: TrainConfig, data: str, size: int, condition: str | None) -> None:
@@ -175,12 +186,14 @@ def main(arguments: list[str] | None = None) -> None:
     pictures, held_out, description = load_data(data, size)
     cond = load_cond(data, size, condition) if condition else None
     stored = args.resume and (args.out / "run.json").is_file()  # then it was measured already
-    if config.prediction_type == "edm" and args.sigma_data is None and not stored:
+    if config.prediction_type == "edm" and args.sigma_data is None and not stored and not args.start:
         config = replace(config, sigma_data=root_mean_square(pictures))
     is_main = Accelerator().is_main_process  # of several, one writes and talks
     columns, seeds = 8, range(32)
+    how = CONSISTENCY_DRAWING if config.objective == "consistency" else {}
+    start = pretrained.load(args.start).net if args.start else None
     bar = None
-    for record in train(config, pictures, args.out, args.resume, cond):
+    for record in train(config, pictures, args.out, args.resume, cond, start):
         if not is_main:
             continue
         device = next(record.denoiser.net.parameters()).device
@@ -192,7 +205,7 @@ def main(arguments: list[str] | None = None) -> None:
             f"step {record.step}, loss {record.loss:.4f}, {record.images_per_second:.0f} images/s"
         )
         if args.sample_every and record.images_per_second and record.step % args.sample_every < config.log_every:
-            drawn = sample(record.denoiser, seeds, (3, size, size), device=device)
+            drawn = sample(record.denoiser, seeds, (3, size, size), device=device, **how)
             save_grid(drawn, args.out / f"samples_{record.step:07d}.png", columns)
         reached = args.snapshot_images and record.images // args.snapshot_images * args.snapshot_images
         snapshot = args.out / "snapshots" / f"weights_{reached:09d}.safetensors"
@@ -209,7 +222,7 @@ def main(arguments: list[str] | None = None) -> None:
         return
     card = model_card(config, record, description, size, held_out, data, cond)
     pretrained.save(args.out / "weights.safetensors", record.denoiser, card)
-    drawn = sample(record.denoiser, range(64), (3, size, size), device=device)
+    drawn = sample(record.denoiser, range(64), (3, size, size), device=device, **how)
     save_grid(drawn, args.out / "samples.png", columns)
     print(f"{card['parameters']:,} parameters, {record.images:,} images: {args.out}/weights.safetensors, samples.png")
 

@@ -23,6 +23,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from diffusion_utils import networks
 from diffusion_utils.config import TrainConfig
+from diffusion_utils.consistency import STAGES, consistency_loss
 from diffusion_utils.data import to_float
 from diffusion_utils.memory import keep_freed_memory
 from diffusion_utils.optimizers import make_optimizer
@@ -95,7 +96,7 @@ def diffusion_loss(
 
 def train(
     config: TrainConfig, images: Tensor, run_dir: str | Path | None = None, resume: bool = False,
-    cond: Tensor | None = None,
+    cond: Tensor | None = None, start: nn.Module | None = None,
 ) -> Iterator[StepRecord]:
     """Train a denoiser; yields a record every `config.log_every` steps and at the end.
 
@@ -107,6 +108,7 @@ def train(
             whose budget is used yields one record and learns nothing more.
         cond: one row per picture that describes it (N, cond_dim), for a network built with that
             cond_dim; a row of zeros describes nothing.
+        start: a trained network of the same form, to begin with its weights instead of random ones.
 
     Under `accelerate launch` every process runs this and takes its share of each batch.
 
@@ -124,6 +126,9 @@ def train(
             f"the network takes cond_dim={cond_dim}, which needs cond "
             f"{None if cond_dim is None else (len(images), cond_dim)}, not {cond if cond is None else tuple(cond.shape)}"
         )
+    checkpoint = run_dir and Path(run_dir) / "checkpoint.pt"
+    if config.objective == "consistency" and start is None and not (resume and checkpoint and checkpoint.exists()):
+        raise ValueError("objective 'consistency' tunes a trained network: give start (--start WEIGHTS)")
     accelerator = _accelerator(config)
     processes, device = accelerator.num_processes, accelerator.device
     if device.type == "cpu":
@@ -133,11 +138,12 @@ def train(
 
     torch.manual_seed(config.seed)  # the same initial weights on every process
     net = networks.build(**config.network).to(device)
+    if start is not None:
+        net.load_state_dict(start.state_dict())
     ema = AveragedModel(deepcopy(net), multi_avg_fn=ema_update(config.ema_decay)).eval()
     optimizer = make_optimizer(config.optimizer, net, config.learning_rate, config.weight_decay)
     step, seconds = 0, 0.0
     run_dir = run_dir and Path(run_dir)
-    checkpoint = run_dir and run_dir / "checkpoint.pt"
     if checkpoint and checkpoint.exists():
         if not resume:
             raise FileExistsError(
@@ -168,10 +174,16 @@ def train(
             described = None if cond is None else make_cond(cond, step, config, share)
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate_at(step, progress)
-            loss = diffusion_loss(
-                net, x0, noise, t, schedule, config.prediction_type, config.min_snr_gamma, config.sigma_data,
-                described,
-            )  # fmt: skip
+            if config.objective == "consistency":
+                loss = consistency_loss(
+                    net, x0, noise, t, schedule, config.prediction_type, int(progress * STAGES),
+                    config.sigma_data, described,
+                )  # fmt: skip
+            else:
+                loss = diffusion_loss(
+                    net, x0, noise, t, schedule, config.prediction_type, config.min_snr_gamma,
+                    config.sigma_data, described,
+                )  # fmt: skip
             accelerator.backward(loss)
             grad_norm = accelerator.clip_grad_norm_(net.parameters(), config.clip_grad_norm)
             optimizer.step()

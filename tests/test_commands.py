@@ -501,3 +501,20 @@ def test_accelerate_launches_two_processes_that_train_the_same_model(folder, tmp
     one, two = (load_checkpoint(tmp_path / name / "checkpoint.pt")["net"] for name in ("one", "two"))
     for name, weights in one.items():
         assert torch.allclose(weights, two[name], atol=1e-5), name
+
+
+def test_a_student_is_tuned_from_weights_and_drawn_in_two_steps(tmp_path, few_cars):
+    teacher, out = tmp_path / "teacher", tmp_path / "student"
+    told = ["--data", "stanford_cars", "--condition", "body_type", "--size", 8, "--steps", 2]
+    train(*told, "--num-train-timesteps", 50, "--out", teacher, *COMMON)
+    weights = teacher / "weights.safetensors"
+    own = ["--batch-size", 8, "--log-every", 2, "--mixed-precision", "no", "--compile", "no", "--steps", 4]
+    train("--data", "stanford_cars", "--objective", "consistency", "--start", weights, "--out", out, *own)
+    card = pretrained.card(out / "weights.safetensors")
+    assert card["drawing"] == {"sampler": "consistency", "steps": 2}
+    assert card["config"]["objective"] == "consistency" and card["num_train_timesteps"] == 50
+    about = pretrained.card(weights)
+    assert (card["network"], card["conditions"]) == (about["network"], about["conditions"])
+    sample_command.main(["--weights", str(out / "weights.safetensors"), "--out", str(tmp_path / "a.png"), "--count", "2"])
+    train("--out", out, "--resume", "--steps", 6)  # the checkpoint has all it needs
+    assert pretrained.card(out / "weights.safetensors")["steps"] == 6

@@ -372,7 +372,7 @@ def test_edm_at_strength_1_is_sampled_like_minus_v(sampler):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
-@every_sampler
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm_solver_pp"])  # the fourth is not for denoisers
 @pytest.mark.parametrize("sigma_data", [0.25, 0.6])
 def test_edm_that_has_learnt_nothing_draws_noise_as_strong_as_the_pictures(sampler, sigma_data):
     """F = 0 is the right answer for white noise of that strength: the rest is in c_skip."""
@@ -380,6 +380,29 @@ def test_edm_that_has_learnt_nothing_draws_noise_as_strong_as_the_pictures(sampl
     drawn = sample(nothing, range(4), (3, 32, 32), sampler, steps=250, clamp=False)
     # A standard error is 1/√(2·12 288), 0.6 %; a finite number of steps has a bias, too.
     assert drawn.std().item() == pytest.approx(sigma_data, rel=0.05)
+
+
+def test_consistency_sampling_answers_puts_noise_on_the_answer_and_answers_again():
+    schedule, asked = linear(100), []
+
+    def predict(x, t):
+        asked.append((x, int(t[0])))
+        return x * 0.1
+
+    noise = Noise([3], SHAPE)
+    x_T = noise()
+    *_, end = SAMPLERS["consistency"](predict, schedule, x_T, noise, steps=3, clamp=False)
+    again = Noise([3], SHAPE)
+    expected = again()
+    for (x, t), following in zip(asked, [66, 32, -1]):
+        torch.testing.assert_close(x, expected)
+        alpha, sigma = schedule.alpha_sigma(following, like=x)
+        expected = alpha * 0.1 * x + sigma * again()
+    assert [t for _, t in asked] == [99, 66, 32] and torch.allclose(end.x_t, expected)
+    one = sample(denoiser(), [5], SHAPE, "consistency", 1)
+    start = Noise([5], SHAPE)()
+    last = denoiser().schedule.num_train_timesteps - 1
+    torch.testing.assert_close(one, denoiser()(start, torch.tensor([last])).clamp(-1, 1))
 
 
 # What every sampler keeps to
@@ -407,7 +430,7 @@ def test_a_sampler_yields_each_stop_and_the_end(sampler, steps):
 @every_sampler
 def test_the_default_number_of_steps(sampler):
     walk = SAMPLERS[sampler](network, linear(60), torch.zeros(1, *SHAPE), Noise([0], SHAPE))
-    assert len(list(walk)) - 1 == {"ddpm": 60, "ddim": 50, "dpm_solver_pp": 20}[sampler]
+    assert len(list(walk)) - 1 == {"ddpm": 60, "ddim": 50, "dpm_solver_pp": 20, "consistency": 2}[sampler]
 
 
 @every_sampler
