@@ -21,11 +21,12 @@ BATCH = 64
 DEFAULTS = {"sampler": "dpm_solver_pp", "steps": 20, "guidance_scale": 1.0, "guide": None, "interval": None}
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """--weights, --seed, --device and all that decides what a seed becomes."""
+def add_arguments(parser: argparse.ArgumentParser, weights: bool = True) -> None:
+    """--weights (unless False), --seed, --device and all that decides what a seed becomes."""
     add = parser.add_argument
-    shipped = ", ".join(pretrained.names()) or "none shipped"
-    add("--weights", required=True, help=f"a name ({shipped}) or the path of a .safetensors file")
+    if weights:
+        shipped = ", ".join(pretrained.names()) or "none shipped"
+        add("--weights", required=True, help=f"a name ({shipped}) or the path of a .safetensors file")
     add("--seed", type=int, default=0, help="of the first picture; the next has the next seed")
     add("--sampler", choices=SAMPLERS, help="default: what the model card advises, else dpm_solver_pp")
     add("--steps", type=int, help="default: what the model card advises, else 20")

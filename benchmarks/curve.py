@@ -1,0 +1,80 @@
+"""Quality against images seen: draw from every snapshot of a run and compare with held-out cars.
+
+    python -m diffusion_utils.train --data stanford_cars … --snapshot-images 250000 --out runs/cars
+    STANFORD_CARS_ROOT=… python benchmarks/curve.py runs/cars
+    STANFORD_CARS_ROOT=… python benchmarks/curve.py runs/cars --only 1000000 --guidance-scale 2 \\
+        --guide runs/cars/snapshots/weights_000500000.safetensors
+
+Every row draws the same seeds.  What is measured already is kept, so the command may be interrupted,
+and rows with other guidance can be added.  Writes benchmarks/results/curve-RUN.json.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from diffusion_utils import drawing, pretrained
+from diffusion_utils.evaluation import Reference
+from diffusion_utils.files import write_atomically
+from diffusion_utils.train import load_data
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="the run's folder")
+    parser.add_argument("--only", type=int, nargs="+", metavar="IMAGES", help="these snapshots; default: all")
+    parser.add_argument("--count", type=int, default=748, help="how many pictures to draw; default: as many as held out")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    drawing.add_arguments(parser, weights=False)
+    return parser.parse_args(arguments)
+
+
+def snapshots(run: Path, only: list[int] | None) -> list[Path]:
+    """The run's snapshots in the order of training."""
+    found = sorted((run / "snapshots").glob("weights_*.safetensors"))
+    chosen = [path for path in found if only is None or int(path.stem.split("_")[1]) in only]
+    if not chosen:
+        raise ValueError(f"{run} has no such snapshots: train with --snapshot-images, or name others in --only")
+    return chosen
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = parse(arguments)
+    out = args.results / f"curve-{args.run.name}.json"
+    rows = json.loads(out.read_text()) if out.exists() else []
+    reference = None
+    for path in tqdm(snapshots(args.run, args.only), file=sys.stdout):
+        args.weights, seeds = str(path), range(args.seed, args.seed + args.count)
+        card, how = pretrained.card(path), drawing.settings(args)
+        asked = {
+            "images_seen": card["images_seen"], **how, "guide": how["guide"] and Path(how["guide"]).stem,
+            "condition": args.condition, "seed": args.seed, "count": args.count,
+        }  # fmt: skip
+        if any(all(row[key] == value for key, value in asked.items()) for row in rows):
+            continue
+        if reference is None:
+            train, held_out, _ = load_data("stanford_cars", card["size"])
+            reference = Reference(train, held_out)
+        pictures = drawing.draw(
+            drawing.load(args, seeds), seeds, card["size"], how["sampler"], how["steps"], args.device
+        )
+        errors = "held_out_error_of_x0_as_share_of_variance"
+        rows.append({
+            **asked, "parameters": card["parameters"], "seconds_of_training": card["seconds"], errors: card[errors],
+            "trained_on": card["machine"], **pretrained.machine(), **reference.evaluate(pictures),
+        })  # fmt: skip
+        text = json.dumps(rows, indent=2, ensure_ascii=False) + "\n"
+        write_atomically(out, lambda file, text=text: file.write_text(text))
+        tqdm.write(f"{card['images_seen']:,} images: KID {rows[-1]['generated']['kid']}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,346 @@
+"""The small network beside U-Nets of 16 to 114 million parameters, for equal minutes on one machine.
+
+    pip install denoising-diffusion-pytorch smalldiffusion diffusers
+    OMP_NUM_THREADS=2 python benchmarks/peers.py --size 32 --minutes 8 --count 256      # a CPU
+    python benchmarks/peers.py --size 64 --minutes 8 --count 2048                        # a GPU
+
+Every peer keeps what it is known for: its network, its noise schedule, what it predicts, its loss and
+its learning rate, as published.  Everything else is the same for all: the pictures, the minutes, the
+precision, mirroring, and three things that help the peers, most of which come without them: clipped
+gradients, a learning rate that falls to 0 at the end, and an average of the weights, which is what
+draws.  Each runs in a process of its own, so that its memory can be told from that of the others.
+Stanford Cars is looked for where STANFORD_CARS_ROOT points.
+
+Writes benchmarks/results/peers-SIZE-DEVICE.json, a peer at a time; what it holds already is not
+measured again.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from diffusion_utils import networks, pretrained
+from diffusion_utils.data import to_uint8
+from diffusion_utils.evaluation import Reference
+from diffusion_utils.files import write_atomically
+from diffusion_utils.memory import keep_freed_memory
+from diffusion_utils.optimizers import make_optimizer
+from diffusion_utils.prediction import Denoiser, target
+from diffusion_utils.sampling import sample
+from diffusion_utils.schedule import Schedule, make_schedule
+from diffusion_utils.train import PRESETS, load_data
+from diffusion_utils.training import TrainConfig, bf16_is_native, ema_update, make_batch
+
+RESULTS = Path(__file__).parent / "results"
+SAMPLER, STEPS = "dpm_solver_pp", 20
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One method as published.
+
+    Attributes:
+        about: what it is and where its settings come from.
+        build: size of the pictures in pixels to a network net(x_t, t).
+        schedule: its noise schedule.
+        prediction_type: as in `prediction`.
+        loss: "l2", or "l1".
+        learning_rate, optimizer, batch_size: of its training.
+    """
+
+    about: str
+    build: Callable[[int], nn.Module]
+    schedule: Callable[[], Schedule]
+    prediction_type: str = "epsilon"
+    loss: str = "l2"
+    learning_rate: float = 1e-4
+    optimizer: str = "adamw"
+    batch_size: int = 64
+
+
+class PlainUNet(nn.Module):
+    """The U-Net of the Stanford Cars tutorial most often copied (DeepFindr, "Diffusion models from
+    scratch in PyTorch"), rebuilt from its description.
+
+    Widths 64, 128, 256, 512, 1024; in each block a convolution, the timestep added to every place, a
+    second convolution, then a 4×4 convolution of stride 2 that halves (or, transposed, doubles);
+    ReLU and BatchNorm throughout; the way up gets the way down's features stacked behind its own.
+    """
+
+    class Block(nn.Module):
+        def __init__(self, before: int, after: int, up: bool, embedding_dim: int = 32):
+            super().__init__()
+            self.time = nn.Linear(embedding_dim, after)
+            self.conv1 = nn.Conv2d(2 * before if up else before, after, 3, padding=1)
+            self.conv2 = nn.Conv2d(after, after, 3, padding=1)
+            self.norm1, self.norm2 = nn.BatchNorm2d(after), nn.BatchNorm2d(after)
+            kind = nn.ConvTranspose2d if up else nn.Conv2d
+            self.resample = kind(after, after, 4, stride=2, padding=1)
+
+        def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
+            h = self.norm1(F.relu(self.conv1(h))) + F.relu(self.time(embedding))[:, :, None, None]
+            return self.resample(self.norm2(F.relu(self.conv2(h))))
+
+    def __init__(self, widths: tuple[int, ...] = (64, 128, 256, 512, 1024), embedding_dim: int = 32):
+        super().__init__()
+        pairs = list(pairwise(widths))
+        self.frequencies = embedding_dim
+        self.embed = nn.Sequential(nn.Linear(embedding_dim, embedding_dim), nn.ReLU())
+        self.stem = nn.Conv2d(3, widths[0], 3, padding=1)
+        self.down = nn.ModuleList(self.Block(a, b, up=False) for a, b in pairs)
+        self.up = nn.ModuleList(self.Block(b, a, up=True) for a, b in reversed(pairs))
+        self.head = nn.Conv2d(widths[0], 3, 1)
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        embedding = self.embed(networks.blocks.timestep_embedding(t, self.frequencies))
+        h, kept = self.stem(x_t), []
+        for block in self.down:
+            h = block(h, embedding)
+            kept.append(h)
+        for block in self.up:
+            h = block(torch.cat([h, kept.pop()], dim=1), embedding)
+        return self.head(h)
+
+
+class Wrapped(nn.Module):
+    """A peer's network, called as every network here is: net(x_t, t)."""
+
+    def __init__(self, inner: nn.Module, call: Callable[[nn.Module, Tensor, Tensor], Tensor]):
+        super().__init__()
+        self.inner, self.call = inner, call
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        return self.call(self.inner, x_t, t)
+
+
+def plain_schedule() -> Schedule:
+    """β from 0.0001 to 0.02, made for 1000 steps and used for 300: a fifth of the signal is left at the end."""
+    return Schedule((1 - torch.linspace(1e-4, 0.02, 300, dtype=torch.float64)).cumprod(0), "linear, cut short")
+
+
+def ours(size: int) -> nn.Module:
+    return networks.build(**PRESETS["stanford_cars"]["network"])
+
+
+def ddpm_pytorch_unet(size: int) -> nn.Module:
+    from denoising_diffusion_pytorch import Unet
+
+    return Unet(dim=64)
+
+
+def ddpm_pytorch_schedule() -> Schedule:
+    from denoising_diffusion_pytorch import GaussianDiffusion, Unet
+
+    diffusion = GaussianDiffusion(Unet(dim=8, dim_mults=(1, 2)), image_size=32, timesteps=1000)
+    return Schedule(diffusion.alphas_cumprod.double(), "sigmoid")
+
+
+def diffusers_unet(size: int) -> nn.Module:
+    from diffusers import UNet2DModel
+
+    down = ["DownBlock2D"] * 4 + ["AttnDownBlock2D", "DownBlock2D"]
+    up = ["UpBlock2D", "AttnUpBlock2D"] + ["UpBlock2D"] * 4
+    net = UNet2DModel(
+        sample_size=size, in_channels=3, out_channels=3, layers_per_block=2,
+        block_out_channels=(128, 128, 256, 256, 512, 512), down_block_types=down, up_block_types=up,
+    )  # fmt: skip
+    return Wrapped(net, lambda net, x_t, t: net(x_t, t).sample)
+
+
+def smalldiffusion_schedule() -> Schedule:
+    from smalldiffusion import ScheduleSigmoid
+
+    sigmas = ScheduleSigmoid(N=1000).sigmas.double()
+    return Schedule(1 / (1 + sigmas**2), "sigmoid of smalldiffusion")
+
+
+def smalldiffusion_unet(size: int) -> nn.Module:
+    from smalldiffusion import Scaled, Unet
+
+    schedule = smalldiffusion_schedule()
+
+    def call(net: nn.Module, x_t: Tensor, t: Tensor) -> Tensor:
+        # It takes x₀ + s·ε and s = σ/α, where the networks here take x_t = α·x₀ + σ·ε and t.
+        alpha, sigma = schedule.alpha_sigma(t, like=x_t)
+        return net(x_t / alpha, sigma / alpha)
+
+    return Wrapped(Scaled(Unet)(size, 3, 3, ch=128, ch_mult=(1, 2, 2, 2), attn_resolutions=(16,)), call)
+
+
+PEERS = {
+    "ours": Peer(
+        "the preset of `python -m diffusion_utils.train --data stanford_cars`, without body types",
+        ours, lambda: make_schedule("cosine"), "sample", learning_rate=1e-3, optimizer="muon",
+    ),
+    "plain U-Net": Peer(
+        "the U-Net of the Stanford Cars tutorial (DeepFindr): BatchNorm, T = 300, linear β, L1 loss on ε",
+        lambda size: PlainUNet(), plain_schedule, loss="l1", learning_rate=1e-3, batch_size=128,
+    ),
+    "denoising-diffusion-pytorch": Peer(
+        "Unet(dim=64) with GaussianDiffusion's defaults (v, sigmoid schedule) and the README's learning rate",
+        ddpm_pytorch_unet, ddpm_pytorch_schedule, "v_prediction", learning_rate=8e-5, batch_size=32,
+    ),
+    "diffusers": Peer(
+        "UNet2DModel as in diffusers' example of unconditional training (train_unconditional.py): ε, linear β",
+        diffusers_unet, lambda: make_schedule("linear"), learning_rate=1e-4, batch_size=16,
+    ),
+    "smalldiffusion": Peer(
+        "Scaled(Unet) as in smalldiffusion's CIFAR-10 example (cifar_unet.py): ε, sigmoid schedule",
+        smalldiffusion_unet, smalldiffusion_schedule, learning_rate=2e-4,
+    ),
+}  # fmt: skip
+
+
+def fit(peer: Peer, size: int, images: Tensor, device: torch.device, **budget: float) -> tuple[Denoiser, dict]:
+    """Train within a budget (minutes=8, or steps=100); returns the averaged network as a denoiser, and
+    what it took."""
+    torch.manual_seed(0)
+    net = peer.build(size).to(device)
+    ema = AveragedModel(deepcopy(net), multi_avg_fn=ema_update(0.999)).eval()
+    schedule = peer.schedule()
+    config = TrainConfig(
+        **budget, batch_size=peer.batch_size, learning_rate=peer.learning_rate, optimizer=peer.optimizer,
+        prediction_type=peer.prediction_type, num_train_timesteps=schedule.num_train_timesteps,
+    )  # fmt: skip
+    optimizer = make_optimizer(peer.optimizer, net, peer.learning_rate, config.weight_decay)
+    distance = F.l1_loss if peer.loss == "l1" else F.mse_loss
+    images, step, seconds, progress = images.to(device), 0, 0.0, 0.0
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    started = time.perf_counter()
+    while progress < 1:
+        x0, noise, t = make_batch(images, step, config)
+        alpha, sigma = schedule.alpha_sigma(t, like=x0)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16_is_native(device)):
+            output = net(alpha * x0 + sigma * noise, t)
+        loss = distance(output.float(), target(peer.prediction_type, x0, noise, alpha, sigma))
+        loss.backward()
+        nn.utils.clip_grad_norm_(net.parameters(), config.clip_grad_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate_at(step, progress)
+        optimizer.step()
+        optimizer.zero_grad()
+        ema.update_parameters(net)
+        loss.item()  # wait for the device, so that the clock is right
+        step, seconds = step + 1, time.perf_counter() - started
+        progress = config.progress(step, seconds)
+    for averaged, current in zip(ema.module.buffers(), net.buffers()):  # BatchNorm's running statistics
+        averaged.copy_(current)
+    took = {
+        "steps": step, "images_seen": step * peer.batch_size, "seconds": round(seconds, 1),
+        "images_per_second": round(step * peer.batch_size / seconds, 1),
+        "peak_memory_mib": peak_memory_mib(device),
+    }  # fmt: skip
+    return Denoiser(ema.module, schedule, peer.prediction_type), took
+
+
+def peak_memory_mib(device: torch.device) -> int:
+    """The most memory in use so far: the device's, or of this process on a CPU (Linux counts in KiB)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() // 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def measure(name: str, args: argparse.Namespace) -> dict:
+    """Train one peer, draw from it, and compare what it drew with held-out cars."""
+    peer, device = PEERS[name], torch.device(args.device)
+    keep_freed_memory()
+    train, held_out, description = load_data("stanford_cars", args.size)
+    denoiser, took = fit(peer, args.size, train, device, minutes=args.minutes)
+    shape = (3, args.size, args.size)
+
+    def draw(seeds: range) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16_is_native(device)):
+            return to_uint8(sample(denoiser, seeds, shape, SAMPLER, STEPS, device)).cpu()
+
+    draw(range(2))
+    seconds_for_16 = []
+    for _ in range(3):
+        started = time.perf_counter()
+        draw(range(16))
+        seconds_for_16.append(time.perf_counter() - started)
+    drawn = torch.cat([draw(range(i, min(i + 64, args.count))) for i in range(0, args.count, 64)])
+    result = {
+        "peer": name, "about": peer.about, "parameters": networks.count_parameters(denoiser.net),
+        "macs": pretrained.count_macs(denoiser.net, shape), "prediction_type": peer.prediction_type,
+        "schedule": denoiser.schedule.name, "batch_size": peer.batch_size, "minutes": args.minutes,
+        "size": args.size, "data": description, **took,
+        "seconds_to_draw_16": round(median(seconds_for_16), 3), "sampler": SAMPLER, "sampler_steps": STEPS,
+        **pretrained.machine(),
+    }  # fmt: skip
+    result |= Reference(train, held_out).evaluate(drawn)
+    return {**result, "first_16": drawn[:16]}
+
+
+def table(results: list[dict]) -> str:
+    """All peers as a Markdown table."""
+    lines = [
+        "| | parameters | MACs | images/s | images seen | 16 cars | memory | KID |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for r in results:
+        lines.append(
+            f"| {r['peer']} | {r['parameters'] / 1e6:.1f} M | {r['macs'] / 1e6:,.0f} M | {r['images_per_second']:.0f} "
+            f"| {r['images_seen']:,} | {r['seconds_to_draw_16']:.1f} s | {r['peak_memory_mib']:,} MiB "
+            f"| {r['generated']['kid']:.3f} ± {r['generated']['kid_std']:.3f} |"
+        )
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("peers", nargs="*", help=f"default: all of {', '.join(PEERS)}")
+    add("--size", type=int, default=64, help="of the pictures, in pixels")
+    add("--minutes", type=float, default=8, help="of training, for each")
+    add("--count", type=int, default=748, help="how many pictures to draw for KID")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--out", type=Path, help="the JSON file; default: benchmarks/results/peers-SIZE-DEVICE.json")
+    add("--one", action="store_true", help=argparse.SUPPRESS)  # one peer, in this very process
+    args = parser.parse_args(arguments)
+    unknown = [name for name in args.peers if name not in PEERS]
+    if unknown:
+        raise ValueError(f"no peer named {unknown[0]!r}: choose out of {', '.join(PEERS)}")
+    out = args.out or RESULTS / f"peers-{args.size}-{args.device.split(':')[0]}.json"
+    done = json.loads(out.read_text()) if out.exists() else []
+    if args.one:
+        result = measure(args.peers[0], args)
+        pictures = out.with_name(f"{out.stem}-{args.peers[0].replace(' ', '-')}.png")
+        from diffusion_utils.plotting import save_grid
+
+        save_grid(result.pop("first_16"), pictures, 8)
+        text = json.dumps([*done, result], indent=2, ensure_ascii=False) + "\n"
+        write_atomically(out, lambda path: path.write_text(text))
+        return
+    for name in args.peers or PEERS:
+        if name in [r["peer"] for r in done]:
+            continue
+        print(f"{name}: {args.minutes:g} minutes of training", flush=True)
+        subprocess.run(
+            [sys.executable, __file__, name, "--one", "--out", out, "--size", str(args.size), "--device", args.device,
+             "--minutes", str(args.minutes), "--count", str(args.count)], check=True,
+        )  # fmt: skip
+    print(table(json.loads(out.read_text())))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ModuleNotFoundError as missing:
+        sys.exit(f"error: {missing}: pip install denoising-diffusion-pytorch smalldiffusion")
+    except (ValueError, FileNotFoundError, subprocess.CalledProcessError) as error:
+        sys.exit(f"error: {error}")

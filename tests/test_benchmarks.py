@@ -1,0 +1,193 @@
+"""The benchmarks: their commands run, keep what they measured, and say what they lack."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from diffusion_utils import features, networks, pretrained
+from diffusion_utils import train as train_command
+from diffusion_utils.data import toy_cars
+from diffusion_utils.prediction import Denoiser
+from diffusion_utils.schedule import make_schedule
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+sys.path.append(str(FOLDER))  # as Python does for a command that lies there
+
+
+def module(name):
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    loaded = importlib.util.module_from_spec(spec)
+    sys.modules[name] = loaded
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+peers, curve, drawing_speed = (module(name) for name in ("peers", "curve", "drawing_speed"))
+TINY = {"name": "resnet", "channels": [8], "stem": 4, "embedding_dim": 8, "cond_dim": 9}
+KINDS = dict.fromkeys(("sedan", "SUV", "coupe", "convertible", "hatchback", "pickup", "minivan", "van", "wagon"), 1 / 9)
+
+
+class Coarse(nn.Module):
+    """Features in no time."""
+
+    num_features = 48
+
+    def forward(self, images):
+        return images[:, :, ::8, ::8].flatten(1).float() / 255
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Sixty toy cars for Stanford's, and features in no time."""
+
+    def load_data(data, size):
+        cars = toy_cars.load(60, size).images
+        return cars[:50], cars[50:], "toy cars"
+
+    for each in (peers, curve):
+        monkeypatch.setattr(each, "load_data", load_data)
+    monkeypatch.setitem(features.EXTRACTORS, features.DEFAULT, Coarse)
+    features.extractor.cache_clear()
+    yield
+    features.extractor.cache_clear()
+
+
+def save(path, images_seen=0, seed=0, size=32):
+    torch.manual_seed(seed)
+    net = networks.build(**TINY).eval()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    about = {
+        "network": TINY, "prediction_type": "sample", "schedule": "cosine", "num_train_timesteps": 100,
+        "zero_terminal_snr": False, "size": size, "images_seen": images_seen, "seconds": 1, "machine": "a test",
+        "conditions": KINDS, "held_out_error_of_x0_as_share_of_variance": {"t=9": 0.5},
+    }  # fmt: skip
+    pretrained.save(path, Denoiser(net, make_schedule("cosine", 100), "sample"), about)
+    return path
+
+
+# ---------------------------------------------------------------- peers
+
+
+def test_the_plain_unet_is_the_tutorials():
+    with torch.device("meta"):
+        net = peers.PlainUNet()
+    assert networks.count_parameters(net) == 62_438_883  # "62.4 M" in the tutorial's own count
+    small = peers.PlainUNet(widths=(4, 8, 16))
+    assert small(torch.zeros(2, 3, 8, 8), torch.tensor([0, 9])).shape == (2, 3, 8, 8)
+    assert 0.04 < float(peers.plain_schedule().alphas_cumprod[-1]) < 0.06  # √0.05 = 0.22 of the signal is left
+
+
+@pytest.mark.parametrize("name", peers.PEERS)
+def test_a_peer_is_called_like_every_network_and_has_a_schedule(name):
+    if name in ("denoising-diffusion-pytorch", "smalldiffusion"):
+        pytest.importorskip(name.replace("-", "_"), reason=f"pip install {name} to test it")
+    peer = peers.PEERS[name]
+    schedule = peer.schedule()
+    assert (schedule.alphas_cumprod.diff() < 0).all() and schedule.alphas_cumprod[-1] > 0
+    if name == "ours":
+        assert networks.count_parameters(peer.build(32)) <= 1_000_000
+    with torch.device("meta"):
+        net = peer.build(32).eval()
+    assert networks.count_parameters(net) == {
+        "ours": 996_972, "plain U-Net": 62_438_883, "diffusers": 113_673_219,
+        "denoising-diffusion-pytorch": 35_711_491, "smalldiffusion": 36_071_939,
+    }[name]  # fmt: skip
+
+
+@pytest.fixture
+def small_peer(monkeypatch):
+    small = peers.Peer("a small one", lambda size: peers.PlainUNet((4, 8)), peers.plain_schedule, loss="l1", learning_rate=5e-3, batch_size=4)
+    monkeypatch.setattr(peers, "PEERS", {"small": small})
+
+
+def run_peers(tmp_path, *more):
+    own = ["--one", "--size", "16", "--minutes", "0.005", "--count", "6", "--device", "cpu"]
+    peers.main([*more, *own, "--out", str(tmp_path / "peers.json")])
+
+
+def test_a_peer_is_trained_drawn_from_and_measured(tmp_path, small_peer, monkeypatch):
+    monkeypatch.setattr(peers, "STEPS", 2)
+    run_peers(tmp_path, "small")
+    (result,) = json.loads((tmp_path / "peers.json").read_text())
+    assert result["peer"] == "small" and result["images_seen"] == 4 * result["steps"] > 0
+    assert result["peak_memory_mib"] > 0 and result["seconds_to_draw_16"] > 0
+    assert set(result["generated"]) == set(result["floor"])
+    assert (tmp_path / "peers-small.png").is_file()
+    lines = peers.table([result]).splitlines()
+    assert lines[2].startswith("| small | 0.0 M |") and len({line.count("|") for line in lines}) == 1
+
+
+def test_training_a_peer_learns(small_peer):
+    images = toy_cars.load(16, 16).images
+    torch.manual_seed(0)
+    denoiser, took = peers.fit(peers.PEERS["small"], 16, images, torch.device("cpu"), steps=300)
+    noise, t = torch.randn(16, 3, 16, 16), torch.full((16,), 250)
+    alpha, sigma = denoiser.schedule.alpha_sigma(t, like=noise)
+    with torch.no_grad():
+        answer = denoiser.net(sigma * noise, t)  # mostly noise, and asked for the noise
+    assert took["steps"] == 300 and (answer - noise).square().mean() < 0.8
+    running = denoiser.net.down[0].norm1.running_mean  # BatchNorm's statistics came along
+    assert running.abs().max() > 0.01
+
+
+def test_an_unknown_peer_is_named(tmp_path):
+    with pytest.raises(ValueError, match="no peer named 'nobody': choose out of ours, plain U-Net"):
+        peers.main(["nobody", "--out", str(tmp_path / "a.json")])
+
+
+# ---------------------------------------------------------------- curve
+
+
+def run_curve(tmp_path, *more):
+    own = ["--count", "6", "--steps", "2", "--device", "cpu", "--results", str(tmp_path)]
+    curve.main([str(tmp_path / "run"), *own, *more])
+    return json.loads((tmp_path / "curve-run.json").read_text())
+
+
+def test_every_snapshot_is_measured_once(tmp_path, monkeypatch):
+    for k in (1, 2):
+        save(tmp_path / "run" / "snapshots" / f"weights_{100 * k:09d}.safetensors", 100 * k + 3, seed=k)
+    rows = run_curve(tmp_path)
+    assert [row["images_seen"] for row in rows] == [103, 203]
+    assert all(row["count"] == 6 and row["steps"] == 2 and row["guide"] is None for row in rows)
+    drawn = []
+    draw = curve.drawing.draw
+    monkeypatch.setattr(curve.drawing, "draw", lambda *given: drawn.append(1) or draw(*given))
+    assert run_curve(tmp_path) == rows and not drawn
+    guide = tmp_path / "run" / "snapshots" / "weights_000000100.safetensors"
+    guided = run_curve(tmp_path, "--only", "200", "--guidance-scale", "2", "--guide", str(guide))
+    assert len(guided) == 3 and len(drawn) == 1
+    assert (guided[2]["guide"], guided[2]["images_seen"]) == ("weights_000000100", 203)
+
+
+def test_a_run_without_snapshots_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="train with --snapshot-images"):
+        run_curve(tmp_path)
+
+
+# ---------------------------------------------------------------- speed
+
+
+def test_ways_of_drawing_are_timed_beside_each_other(tmp_path, monkeypatch, capsys):
+    weights, student = save(tmp_path / "a.safetensors"), save(tmp_path / "b.safetensors", seed=1)
+    monkeypatch.setattr(torch, "compile", lambda net: net)
+    own = ["--rounds", "1", "--steps", "2", "--guidance-scale", "2", "--device", "cpu"]
+    out = tmp_path / "speed.json"
+    drawing_speed.main(["--weights", str(weights), "--student", str(student), *own, "--out", str(out)])
+    ways = json.loads(out.read_text())["ways"]
+    assert list(ways) == ["as advised", "bf16", "compiled", "not guided", "student, 1", "student, 2", "student, 4"]
+    assert ways["as advised"]["ratio"] == 1 and all(way["seconds"] > 0 for way in ways.values())
+    assert len(capsys.readouterr().out.splitlines()) == 8
+
+
+def test_the_preset_is_what_the_peers_are_compared_with():
+    assert networks.count_parameters(peers.ours(64)) == networks.count_parameters(
+        networks.build(**train_command.CARS_1M)
+    )
