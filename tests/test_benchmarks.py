@@ -27,7 +27,7 @@ def module(name):
     return loaded
 
 
-peers, curve, drawing_speed = (module(name) for name in ("peers", "curve", "drawing_speed"))
+peers, curve, drawing_speed, recipe = map(module, ("peers", "curve", "drawing_speed", "recipe"))
 TINY = {"name": "resnet", "channels": [8], "stem": 4, "embedding_dim": 8, "cond_dim": 9}
 KINDS = dict.fromkeys(("sedan", "SUV", "coupe", "convertible", "hatchback", "pickup", "minivan", "van", "wagon"), 1 / 9)
 
@@ -49,7 +49,7 @@ def quick(monkeypatch):
         cars = toy_cars.load(60, size).images
         return cars[:50], cars[50:], "toy cars"
 
-    for each in (peers, curve):
+    for each in (peers, curve, recipe):
         monkeypatch.setattr(each, "load_data", load_data)
     monkeypatch.setitem(features.EXTRACTORS, features.DEFAULT, Coarse)
     features.extractor.cache_clear()
@@ -129,7 +129,7 @@ def test_training_a_peer_learns(small_peer):
     torch.manual_seed(0)
     denoiser, took = peers.fit(peers.PEERS["small"], 16, images, torch.device("cpu"), steps=300)
     noise, t = torch.randn(16, 3, 16, 16), torch.full((16,), 250)
-    alpha, sigma = denoiser.schedule.alpha_sigma(t, like=noise)
+    _, sigma = denoiser.schedule.alpha_sigma(t, like=noise)
     with torch.no_grad():
         answer = denoiser.net(sigma * noise, t)  # mostly noise, and asked for the noise
     assert took["steps"] == 300 and (answer - noise).square().mean() < 0.8
@@ -191,3 +191,36 @@ def test_the_preset_is_what_the_peers_are_compared_with():
     assert networks.count_parameters(peers.ours(64)) == networks.count_parameters(
         networks.build(**train_command.CARS_1M)
     )
+
+
+# ---------------------------------------------------------------- recipe
+
+
+@pytest.mark.parametrize("name", recipe.CANDIDATES)
+def test_every_candidate_has_at_most_about_a_million_parameters(name):
+    config = recipe.configuration(name, 0, 3, 0.5)
+    with torch.device("meta"):
+        net = networks.build(**config.network)
+    assert 0.9e6 < networks.count_parameters(net) < 1.05e6
+
+
+def test_a_candidate_is_trained_and_measured_once(tmp_path, monkeypatch, capsys):
+    small = {"name": "resnet", "channels": [8], "stem": 4, "embedding_dim": 8}
+    monkeypatch.setattr(recipe, "CANDIDATES", {"a": ("small", small, {"batch_size": 4}), "b": ("small", small, {})})
+    for name, value in (("SIZE", 16), ("TIMESTEPS", (99, 899)), ("TWICE", ("a",))):
+        monkeypatch.setattr(recipe, name, value)
+    out = tmp_path / "recipe.json"
+    recipe.main(["--minutes", "0.002", "--out", str(out)])
+    results = json.loads(out.read_text())
+    assert [(r["candidate"], r["seed"]) for r in results] == [("a", 0), ("b", 0), ("a", 1)]
+    assert all(r["images_seen"] > 0 and len(r["held_out_error_of_x0_as_share_of_variance"]) == 2 for r in results)
+    lines = capsys.readouterr().out.splitlines()[-4:]
+    assert lines[2].startswith("| a: small |") and len({line.count("|") for line in lines}) == 1
+    monkeypatch.setattr(recipe, "measure", None)  # would fail if it were called
+    recipe.main(["--minutes", "0.002", "--out", str(out)])
+    assert json.loads(out.read_text()) == results
+
+
+def test_an_unknown_candidate_is_named():
+    with pytest.raises(ValueError, match="no candidate named 'x': choose out of chosen, slower"):
+        recipe.main(["x"])

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from diffusion_utils import drawing, pretrained
-from diffusion_utils.guidance import Guided, conditions
+from diffusion_utils.guidance import conditions
 from diffusion_utils.prediction import Denoiser
 from diffusion_utils.sampling import sample
 
