@@ -4,9 +4,12 @@
     STANFORD_CARS_ROOT=… python benchmarks/curve.py runs/cars
     STANFORD_CARS_ROOT=… python benchmarks/curve.py runs/cars --only 1000000 --guidance-scale 2 \\
         --guide runs/cars/snapshots/weights_000500000.safetensors
+    python benchmarks/curve.py runs/cars --only 1000000 --guidance-scale 2 --ship stanford-cars-1m
 
 Every row draws the same seeds.  What is measured already is kept, so the command may be interrupted,
-and rows with other guidance can be added.  Writes benchmarks/results/curve-RUN.json.
+and rows with other guidance can be added.  Writes benchmarks/results/curve-RUN.json.  With --ship the
+weights of one measured row go into the package under that name (and those of its guide beside them),
+with what was measured on their card and its way of drawing as the advice.
 """
 
 import argparse
@@ -30,6 +33,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--only", type=int, nargs="+", metavar="IMAGES", help="these snapshots; default: all")
     parser.add_argument("--count", type=int, default=748, help="how many pictures to draw; default: as many as held out")
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--ship", metavar="NAME", help="put this one snapshot's weights into the package")
     drawing.add_arguments(parser, weights=False)
     return parser.parse_args(arguments)
 
@@ -43,19 +47,39 @@ def snapshots(run: Path, only: list[int] | None) -> list[Path]:
     return chosen
 
 
+def ship(name: str, path: Path, row: dict, guide: str | None, folder: Path = pretrained.FOLDER) -> Path:
+    """Put a measured snapshot, in half precision, among the weights that come with the package."""
+    advice = {key: row[key] for key in drawing.DEFAULTS}
+    measured = {key: row[key] for key in ("extractor", "counts", "generated", "floor")}
+    if guide:
+        advice["guide"] = f"{name}-guide"
+        about = {**pretrained.card(guide), "about": f"guides {name}: the same training, stopped earlier"}
+        pretrained.save(folder / f"{name}-guide.safetensors", pretrained.load(guide), about)
+    about = {**pretrained.card(path), "drawing": advice, "sample_seeds": f"{row['seed']} … {row['count'] - 1}", **measured}
+    pretrained.save(folder / f"{name}.safetensors", pretrained.load(path), about)
+    return folder / f"{name}.safetensors"
+
+
 def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
     out = args.results / f"curve-{args.run.name}.json"
     rows = json.loads(out.read_text()) if out.exists() else []
-    reference = None
-    for path in tqdm(snapshots(args.run, args.only), file=sys.stdout):
+    reference, paths = None, snapshots(args.run, args.only)
+    if args.ship and len(paths) != 1:
+        raise ValueError("--ship takes one snapshot: name it in --only")
+    for path in tqdm(paths, file=sys.stdout):
         args.weights, seeds = str(path), range(args.seed, args.seed + args.count)
         card, how = pretrained.card(path), drawing.settings(args)
         asked = {
             "images_seen": card["images_seen"], **how, "guide": how["guide"] and Path(how["guide"]).stem,
             "condition": args.condition, "seed": args.seed, "count": args.count,
         }  # fmt: skip
-        if any(all(row[key] == value for key, value in asked.items()) for row in rows):
+        same = [row for row in rows if all(row[key] == value for key, value in asked.items())]
+        if args.ship:
+            if not same:
+                raise ValueError(f"{path} was not measured like that yet: run the same command without --ship first")
+            tqdm.write(str(ship(args.ship, path, same[0], how["guide"])))
+        if same:
             continue
         if reference is None:
             train, held_out, _ = load_data("stanford_cars", card["size"])

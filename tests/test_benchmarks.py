@@ -167,6 +167,28 @@ def test_every_snapshot_is_measured_once(tmp_path, monkeypatch):
     assert (guided[2]["guide"], guided[2]["images_seen"]) == ("weights_000000100", 203)
 
 
+def test_a_measured_snapshot_is_shipped_with_its_guide(tmp_path, monkeypatch):
+    paths = [save(tmp_path / "run" / "snapshots" / f"weights_{100 * k:09d}.safetensors", 100 * k, seed=k) for k in (1, 2)]
+    package = tmp_path / "package"
+    package.mkdir()
+    monkeypatch.setattr(pretrained, "FOLDER", package)
+    monkeypatch.setattr(curve.ship, "__defaults__", (package,))
+    own = ["--only", "200", "--guidance-scale", "2", "--guide", str(paths[0])]
+    with pytest.raises(ValueError, match="was not measured like that yet"):
+        run_curve(tmp_path, *own, "--ship", "mine")
+    (row,) = run_curve(tmp_path, *own)
+    run_curve(tmp_path, *own, "--ship", "mine")
+    assert pretrained.names() == ["mine", "mine-guide"]
+    card = pretrained.card("mine")
+    assert card["drawing"] == {
+        "sampler": "dpm_solver_pp", "steps": 2, "guidance_scale": 2, "guide": "mine-guide", "interval": None,
+    }  # fmt: skip
+    assert card["generated"] == row["generated"] and card["images_seen"] == 200
+    assert pretrained.card("mine-guide")["images_seen"] == 100
+    with pytest.raises(ValueError, match="--ship takes one snapshot"):
+        run_curve(tmp_path, "--ship", "mine")
+
+
 def test_a_run_without_snapshots_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="train with --snapshot-images"):
         run_curve(tmp_path)
