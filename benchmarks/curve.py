@@ -84,9 +84,8 @@ def main(arguments: list[str] | None = None) -> None:
         if reference is None:
             train, held_out, _ = load_data("stanford_cars", card["size"])
             reference = Reference(train, held_out)
-        pictures = drawing.draw(
-            drawing.load(args, seeds), seeds, card["size"], how["sampler"], how["steps"], args.device
-        )
+        denoiser = drawing.load(args.weights, seeds, args.condition, how, args.device)
+        pictures = drawing.draw(denoiser, seeds, card["size"], how["sampler"], how["steps"], args.device)
         errors = "held_out_error_of_x0_as_share_of_variance"
         rows.append({
             **asked, "parameters": card["parameters"], "seconds_of_training": card["seconds"], errors: card[errors],

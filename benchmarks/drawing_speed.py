@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     card, how, device = pretrained.card(args.weights), drawing.settings(args), args.device
     size, steps, sampler = card["size"], how["steps"], how["sampler"]
-    denoiser = drawing.load(args, SEEDS)
+    denoiser = drawing.load(args.weights, SEEDS, args.condition, how, device)
     alone = pretrained.load(args.weights, device)
     ways = {
         "as advised": (work(denoiser, size, sampler, steps, device), alone.net, steps),

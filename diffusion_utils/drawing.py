@@ -39,38 +39,49 @@ def add_arguments(parser: argparse.ArgumentParser, weights: bool = True) -> None
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 
 
+def advice(weights: str) -> dict:
+    """How weights are best drawn with, by their card, else by `DEFAULTS`: sampler, steps, guidance."""
+    return {**DEFAULTS, **pretrained.card(weights).get("drawing", {})}
+
+
 def settings(args: argparse.Namespace) -> dict:
-    """Sampler, steps and guidance: of the command line, else of the card, else `DEFAULTS`."""
-    advised = {**DEFAULTS, **pretrained.card(args.weights).get("drawing", {})}
-    chosen = {name: advised[name] if getattr(args, name) is None else getattr(args, name) for name in DEFAULTS}
-    if chosen["guide"] == "none":
-        chosen["guide"] = None
-    return chosen
+    """What the command line asks for, and the card's advice where it asks for nothing."""
+    asked = {name: getattr(args, name) for name in DEFAULTS if getattr(args, name) is not None}
+    chosen = {**advice(args.weights), **asked}
+    return {**chosen, "guide": None if chosen["guide"] == "none" else chosen["guide"]}
 
 
-def load(args: argparse.Namespace, seeds: Sequence[int]) -> Denoiser | Guided:
-    """The denoiser that the arguments of `add_arguments` ask for, told what each picture shall show.
+def load(
+    weights: str, seeds: Sequence[int], condition: str | None = None, how: dict | None = None,
+    device: torch.device | str = "cpu",
+) -> Denoiser | Guided:  # fmt: skip
+    """A denoiser that is guided as `how` says, and told what each picture shall show.
+
+    Args:
+        weights: a name or a path, as for `pretrained.load`.
+        seeds: of the pictures; without a condition they decide what each shows.
+        condition: what all pictures shall show; "none": the network is told nothing.
+        how: from `settings`; default: `advice`.
 
     Raises:
         ValueError: a condition for weights that take none, or guidance away from nothing.
         FileNotFoundError: no such weights.
     """
-    card, chosen = pretrained.card(args.weights), settings(args)
-    denoiser = pretrained.load(args.weights, args.device)
-    shares, cond = card.get("conditions"), None
-    if shares is None and args.condition not in (None, "none"):
-        raise ValueError(f"{args.weights} takes no condition: leave --condition out")
-    if shares is not None and args.condition != "none":
-        cond = conditions(shares, seeds, args.condition).to(args.device)
-    guide = pretrained.load(chosen["guide"], args.device) if chosen["guide"] else None
-    if cond is None and guide is None and chosen["guidance_scale"] == 1:
+    denoiser, how = pretrained.load(weights, device), how or advice(weights)
+    shares, cond = pretrained.card(weights).get("conditions"), None
+    if shares is None and condition not in (None, "none"):
+        raise ValueError(f"{weights} takes no condition: leave --condition out")
+    if shares is not None and condition != "none":
+        cond = conditions(shares, seeds, condition).to(device)
+    guide = pretrained.load(how["guide"], device) if how["guide"] else None
+    if cond is None and guide is None and how["guidance_scale"] == 1:
         return denoiser
-    return Guided(denoiser, cond, guide, chosen["guidance_scale"], chosen["interval"] and tuple(chosen["interval"]))
+    return Guided(denoiser, cond, guide, how["guidance_scale"], how["interval"] and tuple(how["interval"]))
 
 
 def draw(
     denoiser: Denoiser | Guided, seeds: Sequence[int], size: int, sampler: str, steps: int,
-    device: torch.device | str, **options,
+    device: torch.device | str = "cpu", **options,
 ) -> Tensor:  # fmt: skip
     """One uint8 picture per seed, (N, 3, size, size), drawn a batch at a time; options go to `sample`."""
     drawn = []

@@ -53,7 +53,8 @@ def main(arguments: list[str] | None = None) -> None:
         raise ValueError(f"--out {args.out} is a folder: give the name of a file")
     # What can go wrong goes wrong here, before the minutes of drawing.
     seeds = range(args.seed, args.seed + args.count)
-    denoiser, card, how = drawing.load(args, seeds), pretrained.card(args.weights), drawing.settings(args)
+    card, how = pretrained.card(args.weights), drawing.settings(args)
+    denoiser = drawing.load(args.weights, seeds, args.condition, how, args.device)
     features.extractor(args.extractor).to(args.device)
     size = card.get("size", 64)
     train, held_out, description = load_data(args.data, size)

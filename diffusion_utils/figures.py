@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from diffusion_utils import features, pretrained
+from diffusion_utils import drawing, features, pretrained
 from diffusion_utils.data import stanford_cars, to_uint8, toy_cars
 from diffusion_utils.files import write_atomically
 from diffusion_utils.metrics import nearest
@@ -24,6 +24,7 @@ from diffusion_utils.sampling import sample
 from diffusion_utils.train import CARS
 
 
+HEADLINE = "stanford-cars-1m"
 LADDER = [f"cars32-{row}" for row in (
     "first-epsilon", "first-sample", "segnet-sample", "add-edm", "add-sample", "none-sample", "best",
 )]  # fmt: skip
@@ -80,8 +81,9 @@ def crops(out: Path) -> Path:
 
 def samples(out: Path) -> Path:
     """The README's grid: 8×8 cars from noise, seeds 0 … 63, none left out."""
-    path = out / "stanford_cars_samples.png"
-    save_grid(sample(pretrained.load("stanford-cars-resnet"), range(64), (3, 64, 64), "ddpm", 100), path, scale=1.5)
+    path, how = out / "stanford_cars_samples.png", drawing.advice(HEADLINE)
+    pictures = drawing.draw(drawing.load(HEADLINE, range(64)), range(64), 64, how["sampler"], how["steps"])
+    save_grid(pictures, path, scale=1.5)
     return path
 
 

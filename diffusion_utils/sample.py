@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
     seeds, how = range(args.seed, args.seed + args.count), drawing.settings(args)
     if args.eta is not None and how["sampler"] != "ddim":
         raise ValueError("--eta belongs to --sampler ddim")
-    denoiser = drawing.load(args, seeds)
+    denoiser = drawing.load(args.weights, seeds, args.condition, how, args.device)
     size = pretrained.card(args.weights).get("size", 64)
     options = {} if args.eta is None else {"eta": args.eta}
     started = time.perf_counter()

@@ -49,7 +49,8 @@ def parse(weights, *arguments):
 
 
 def load(weights, *arguments, seeds=range(5)):
-    return drawing.load(parse(weights, *arguments), seeds)
+    args = parse(weights, *arguments)
+    return drawing.load(weights, seeds, args.condition, drawing.settings(args))
 
 
 def test_plain_weights_give_their_denoiser(files):
@@ -84,7 +85,8 @@ def test_the_card_advises_and_the_command_line_decides(files, tmp_path):
     assert drawing.settings(own) == {
         "sampler": "ddim", "steps": 9, "guidance_scale": 1.5, "guide": None, "interval": [1, 50],
     }  # fmt: skip
-    assert drawing.load(own, range(2)).guide is None
+    assert drawing.load(path, range(2), how=drawing.settings(own)).guide is None
+    assert drawing.load(path, range(2)).guide is not None and drawing.advice(path) == advice
 
 
 def test_without_advice_there_are_defaults(files):
