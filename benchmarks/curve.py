@@ -55,7 +55,8 @@ def ship(name: str, path: Path, row: dict, guide: str | None, folder: Path = pre
         advice["guide"] = f"{name}-guide"
         about = {**pretrained.card(guide), "about": f"guides {name}: the same training, stopped earlier"}
         pretrained.save(folder / f"{name}-guide.safetensors", pretrained.load(guide), about)
-    about = {**pretrained.card(path), "drawing": advice, "sample_seeds": f"{row['seed']} … {row['count'] - 1}", **measured}
+    seeds = f"{row['seed']} … {row['seed'] + row['count'] - 1}"
+    about = {**pretrained.card(path), "drawing": advice, "sample_seeds": seeds, **measured}
     pretrained.save(folder / f"{name}.safetensors", pretrained.load(path), about)
     return folder / f"{name}.safetensors"
 

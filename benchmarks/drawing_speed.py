@@ -31,7 +31,9 @@ RESULT = Path(__file__).parent / "results" / "drawing_speed.json"
 SEEDS = range(16)
 
 
-def work(denoiser: Denoiser | Guided, size: int, sampler: str, steps: int, device: str, bf16: bool = False) -> Callable:
+def work(
+    denoiser: Denoiser | Guided, size: int, sampler: str, steps: int, device: str, bf16: bool = False
+) -> Callable[[], None]:
     """A function that draws 16 pictures."""
 
     def run():

@@ -87,7 +87,8 @@ class TrainConfig:
             raise ValueError("ema_decay must lie in [0, 1) and decay_fraction in [0, 1]")
         for name, allowed in (
             ("mixed_precision", ("auto", "no", "bf16")), ("compile", ("auto", "no", "yes")),
-            ("objective", ("denoising", "consistency")), ("timestep_sampling", ("uniform", "lognormal")), ("optimizer", ("adamw", "muon")),
+            ("timestep_sampling", ("uniform", "lognormal")), ("optimizer", ("adamw", "muon")),
+            ("objective", ("denoising", "consistency")),
         ):  # fmt: skip
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")

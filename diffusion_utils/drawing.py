@@ -30,12 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser, weights: bool = True) -> None
     add("--seed", type=int, default=0, help="of the first picture; the next has the next seed")
     add("--sampler", choices=SAMPLERS, help="default: what the model card advises, else dpm_solver_pp")
     add("--steps", type=int, help="default: what the model card advises, else 20")
-    add("--condition", help="what the pictures shall show, e.g. pickup; none: whatever the network makes of not being "
-        "told; default: each something of its own, as often as in training")  # fmt: skip
+    add("--condition", help="what the pictures shall show, e.g. pickup; none: whatever the network makes of "
+        "not being told; default: each something of its own, as often as in training")  # fmt: skip
     add("--guidance-scale", type=float, help="1: no guidance; default: what the model card advises, else 1")
-    add("--guide", help="weights of a weaker network to be guided by (autoguidance); none: by the network itself "
-        "without the condition (classifier-free guidance)")  # fmt: skip
-    add("--interval", type=int, nargs=2, metavar=("LOWEST", "HIGHEST"), help="timesteps at which to guide; default: all")
+    add("--guide", help="weights of a weaker network to be guided by (autoguidance); none: by the network "
+        "itself without the condition (classifier-free guidance)")  # fmt: skip
+    add("--interval", type=int, nargs=2, metavar=("LOWEST", "HIGHEST"),
+        help="timesteps at which to guide; default: all")  # fmt: skip
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -5,8 +5,8 @@ each move (what it stands on, and the picture the network guesses from there), a
 `Step(-1, picture, picture)`.  The caller can stop, draw, or record; `sample` just runs to the end.
 
 All of them need one thing of the network: x̂₀, as `prediction.Denoiser` gives it (any function of
-(x_t, t) will do).  As with every generator, wrong arguments are reported at the first step.  Noise comes from one generator per picture, so picture i is the same in a batch
-of 1 or of 100.
+(x_t, t) will do).  As with every generator, wrong arguments are reported at the first step.  Noise
+comes from one generator per picture, so picture i is the same in a batch of 1 or of 100.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -14,7 +14,9 @@ too, in snapshots/.  Ctrl-C saves and leaves; --resume goes on.
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import torch.nn.functional as F
@@ -133,7 +135,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--size", type=int, help="pixels; default 64, toy cars 32")
     add("--start", help="weights to begin with, a name or a path; network, schedule and question are theirs")
     add("--network", type=json.loads, help='JSON, e.g. \'{"name": "resnet", "stem": 4, "channels": [64, 96]}\'')
-    for name in ("objective", "prediction_type", "schedule", "timestep_sampling", "optimizer", "mixed_precision", "compile"):
+    for name in ("objective", "prediction_type", "schedule", "timestep_sampling", "optimizer",
+                 "mixed_precision", "compile"):  # fmt: skip
         add(f"--{name.replace('_', '-')}", default=getattr(defaults, name))
     for name in ("num_train_timesteps", "batch_size", "warmup_steps", "seed", "log_every", "checkpoint_every"):
         add(f"--{name.replace('_', '-')}", type=int, default=getattr(defaults, name))
@@ -180,6 +183,14 @@ def write_run(out: Path, config: TrainConfig, data: str, size: int, condition: s
     write_atomically(out / "run.json", lambda path: path.write_text(text))
 
 
+def keep_snapshot(out: Path, every: int, record, about: Callable[[], dict]) -> None:
+    """The averaged weights, once for every `every` pictures seen; `about` makes their card."""
+    reached = record.images // every * every
+    path = out / "snapshots" / f"weights_{reached:09d}.safetensors"
+    if reached and not path.exists():
+        pretrained.save(path, record.denoiser, about())
+
+
 def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
     config, data, size, condition = configure(args)
@@ -207,11 +218,9 @@ def main(arguments: list[str] | None = None) -> None:
         if args.sample_every and record.images_per_second and record.step % args.sample_every < config.log_every:
             drawn = sample(record.denoiser, seeds, (3, size, size), device=device, **how)
             save_grid(drawn, args.out / f"samples_{record.step:07d}.png", columns)
-        reached = args.snapshot_images and record.images // args.snapshot_images * args.snapshot_images
-        snapshot = args.out / "snapshots" / f"weights_{reached:09d}.safetensors"
-        if reached and not snapshot.exists():
-            card = model_card(config, record, description, size, held_out, data, cond)
-            pretrained.save(snapshot, record.denoiser, card)
+        about = partial(model_card, config, record, description, size, held_out, data, cond)
+        if args.snapshot_images:
+            keep_snapshot(args.out, args.snapshot_images, record, about)
     if not is_main:
         return
     bar.close()
@@ -220,7 +229,7 @@ def main(arguments: list[str] | None = None) -> None:
     if record.stopped:
         print(f"stopped at step {record.step} and saved; go on with --resume --out {args.out}")
         return
-    card = model_card(config, record, description, size, held_out, data, cond)
+    card = about()
     pretrained.save(args.out / "weights.safetensors", record.denoiser, card)
     drawn = sample(record.denoiser, range(64), (3, size, size), device=device, **how)
     save_grid(drawn, args.out / "samples.png", columns)

@@ -75,7 +75,8 @@ def diffusion_loss(
     """Mean squared error between the network's answer for x_t and the target (DDPM eq. 14).
 
     Args:
-        net: called as net(x_t, t), or net(x_t, t, cond) where cond is given; for "edm" with x_t scaled to variance 1.
+        net: called as net(x_t, t), or net(x_t, t, cond) where cond is given; for "edm" with x_t scaled
+            to variance 1.
         x0: pictures (N, C, H, W) in [-1, 1];  noise: standard normal, same shape.
         t: int64 (N,) in [0, T-1].
         min_snr_gamma: weigh each picture by `min_snr_weight`; None: weight 1.

@@ -11,7 +11,7 @@ from torch import nn
 
 from diffusion_utils import features, networks, pretrained
 from diffusion_utils import train as train_command
-from diffusion_utils.data import toy_cars
+from diffusion_utils.data import stanford_cars, toy_cars
 from diffusion_utils.prediction import Denoiser
 from diffusion_utils.schedule import make_schedule
 
@@ -29,7 +29,7 @@ def module(name):
 
 peers, curve, drawing_speed, recipe = map(module, ("peers", "curve", "drawing_speed", "recipe"))
 TINY = {"name": "resnet", "channels": [8], "stem": 4, "embedding_dim": 8, "cond_dim": 9}
-KINDS = dict.fromkeys(("sedan", "SUV", "coupe", "convertible", "hatchback", "pickup", "minivan", "van", "wagon"), 1 / 9)
+KINDS = dict.fromkeys(stanford_cars.BODY_TYPES, 1 / 9)
 
 
 class Coarse(nn.Module):
@@ -103,7 +103,10 @@ def test_a_peer_is_called_like_every_network_and_has_a_schedule(name):
 
 @pytest.fixture
 def small_peer(monkeypatch):
-    small = peers.Peer("a small one", lambda size: peers.PlainUNet((4, 8)), peers.plain_schedule, loss="l1", learning_rate=5e-3, batch_size=4)
+    small = peers.Peer(
+        "a small one", lambda size: peers.PlainUNet((4, 8)), peers.plain_schedule, loss="l1",
+        learning_rate=5e-3, batch_size=4,
+    )  # fmt: skip
     monkeypatch.setattr(peers, "PEERS", {"small": small})
 
 
@@ -168,7 +171,8 @@ def test_every_snapshot_is_measured_once(tmp_path, monkeypatch):
 
 
 def test_a_measured_snapshot_is_shipped_with_its_guide(tmp_path, monkeypatch):
-    paths = [save(tmp_path / "run" / "snapshots" / f"weights_{100 * k:09d}.safetensors", 100 * k, seed=k) for k in (1, 2)]
+    folder = tmp_path / "run" / "snapshots"
+    paths = [save(folder / f"weights_{100 * k:09d}.safetensors", 100 * k, seed=k) for k in (1, 2)]
     package = tmp_path / "package"
     package.mkdir()
     monkeypatch.setattr(pretrained, "FOLDER", package)

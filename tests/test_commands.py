@@ -232,7 +232,8 @@ def test_snapshots_are_kept_every_so_many_pictures_and_can_be_loaded(tmp_path, f
     assert kept == [f"weights_{n:09d}.safetensors" for n in (24, 48, 72)]
     seen = [pretrained.card(out / "snapshots" / f)["images_seen"] for f in kept]
     assert seen == [32, 48, 72]
-    last, final = (pretrained.load(path).net.state_dict() for path in (out / "snapshots" / kept[-1], out / "weights.safetensors"))
+    paths = (out / "snapshots" / kept[-1], out / "weights.safetensors")
+    last, final = (pretrained.load(path).net.state_dict() for path in paths)
     assert all(torch.equal(last[key], final[key]) for key in final)
 
 
@@ -515,6 +516,7 @@ def test_a_student_is_tuned_from_weights_and_drawn_in_two_steps(tmp_path, few_ca
     assert card["config"]["objective"] == "consistency" and card["num_train_timesteps"] == 50
     about = pretrained.card(weights)
     assert (card["network"], card["conditions"]) == (about["network"], about["conditions"])
-    sample_command.main(["--weights", str(out / "weights.safetensors"), "--out", str(tmp_path / "a.png"), "--count", "2"])
+    own = ["--weights", str(out / "weights.safetensors"), "--out", str(tmp_path / "a.png")]
+    sample_command.main([*own, "--count", "2"])
     train("--out", out, "--resume", "--steps", 6)  # the checkpoint has all it needs
     assert pretrained.card(out / "weights.safetensors")["steps"] == 6

@@ -154,9 +154,10 @@ def test_held_out_depends_on_the_file_name_alone():
 @pytest.mark.parametrize(
     "name, kind",
     [
-        ("BMW M3 Coupe 2012", "coupe"), ("AM General Hummer SUV 2000", "SUV"), ("Dodge Dakota Club Cab 2007", "pickup"),
+        ("BMW M3 Coupe 2012", "coupe"), ("AM General Hummer SUV 2000", "SUV"),
+        ("Dodge Dakota Club Cab 2007", "pickup"), ("Ford Ranger SuperCab 2011", "pickup"),
         ("Ford E-Series Wagon Van 2012", "van"), ("Ram C/V Cargo Van Minivan 2012", "minivan"),
-        ("Bentley Continental Supersports Conv. Convertible 2012", "convertible"), ("Ford Ranger SuperCab 2011", "pickup"),
+        ("Bentley Continental Supersports Conv. Convertible 2012", "convertible"),
         ("Chevrolet TrailBlazer SS 2009", "SUV"), ("FIAT 500 Abarth 2012", "hatchback"),
     ],
 )  # fmt: skip
