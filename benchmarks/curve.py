@@ -4,7 +4,8 @@
     STANFORD_CARS_ROOT=… python benchmarks/curve.py runs/cars
     STANFORD_CARS_ROOT=… python benchmarks/curve.py runs/cars --only 1000000 --guidance-scale 2 \\
         --guide runs/cars/snapshots/weights_000500000.safetensors
-    python benchmarks/curve.py runs/cars --only 1000000 --guidance-scale 2 --ship stanford-cars-1m
+    python benchmarks/curve.py runs/cars --only 1000000 --guidance-scale 2 \\
+        --guide runs/cars/snapshots/weights_000500000.safetensors --ship stanford-cars-1m
 
 Every row draws the same seeds.  What is measured already is kept, so the command may be interrupted,
 and rows with other guidance can be added.  Writes benchmarks/results/curve-RUN.json.  With --ship the
@@ -50,10 +51,10 @@ def snapshots(run: Path, only: list[int] | None) -> list[Path]:
 def ship(name: str, path: Path, row: dict, guide: str | None, folder: Path = pretrained.FOLDER) -> Path:
     """Put a measured snapshot, in half precision, among the weights that come with the package."""
     advice = {key: row[key] for key in drawing.DEFAULTS}
-    measured = {key: row[key] for key in ("extractor", "counts", "generated", "floor")}
+    measured = {key: row[key] for key in ("condition", "extractor", "counts", "generated", "floor")}
     if guide:
         advice["guide"] = f"{name}-guide"
-        about = {**pretrained.card(guide), "about": f"guides {name}: the same training, stopped earlier"}
+        about = {**pretrained.card(guide), "about": f"guides {name}; from {row['guide']}"}
         pretrained.save(folder / f"{name}-guide.safetensors", pretrained.load(guide), about)
     seeds = f"{row['seed']} … {row['seed'] + row['count'] - 1}"
     about = {**pretrained.card(path), "drawing": advice, "sample_seeds": seeds, **measured}
@@ -72,7 +73,7 @@ def main(arguments: list[str] | None = None) -> None:
         args.weights, seeds = str(path), range(args.seed, args.seed + args.count)
         card, how = pretrained.card(path), drawing.settings(args)
         asked = {
-            "images_seen": card["images_seen"], **how, "guide": how["guide"] and Path(how["guide"]).stem,
+            "images_seen": card["images_seen"], **how, "guide": how["guide"] and "/".join(Path(how["guide"]).parts[-3:]),
             "condition": args.condition, "seed": args.seed, "count": args.count,
         }  # fmt: skip
         same = [row for row in rows if all(row[key] == value for key, value in asked.items())]

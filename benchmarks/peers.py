@@ -4,12 +4,14 @@
     OMP_NUM_THREADS=2 python benchmarks/peers.py --size 32 --minutes 8 --count 256      # a CPU
     python benchmarks/peers.py --size 64 --minutes 8 --count 2048                        # a GPU
 
-Every peer keeps what it is known for: its network, its noise schedule, what it predicts, its loss and
-its learning rate, as published.  Everything else is the same for all: the pictures, the minutes, the
-precision, mirroring, and three things that help the peers, most of which come without them: clipped
-gradients, a learning rate that falls to 0 at the end, and an average of the weights, which is what
-draws.  Each runs in a process of its own, so that its memory can be told from that of the others.
-Stanford Cars is looked for where STANFORD_CARS_ROOT points.
+Every peer keeps what it is known for, as published: network, noise schedule, what it predicts, loss,
+optimizer, learning rate and batch.  Everything else is the same for all: the pictures, the minutes, the
+precision, mirroring, the sampler, no warm-up (which would take most of the minutes of a large network
+on a CPU; ours takes 100 steps), and four things that help the peers, most of which come without
+them: clipped gradients, a learning rate that falls to 0 at the end, an average of the weights, which is
+what draws, and BatchNorm's statistics taken anew for that average.  Each runs in a process of its own,
+so that its memory can be told from that of the others.  Stanford Cars is looked for where
+STANFORD_CARS_ROOT points.
 
 Writes benchmarks/results/peers-SIZE-DEVICE.json, a peer at a time; what it holds already is not
 measured again.
@@ -21,7 +23,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import pairwise
@@ -31,6 +33,7 @@ from statistics import median
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import Adam, AdamW
 from torch.optim.swa_utils import AveragedModel
 
 from diffusion_utils import networks, pretrained
@@ -38,7 +41,8 @@ from diffusion_utils.data import to_uint8
 from diffusion_utils.evaluation import Reference
 from diffusion_utils.files import write_atomically
 from diffusion_utils.memory import keep_freed_memory
-from diffusion_utils.optimizers import make_optimizer
+from diffusion_utils.optimizers import Muon
+from diffusion_utils.plotting import save_grid
 from diffusion_utils.prediction import Denoiser, target
 from diffusion_utils.sampling import sample
 from diffusion_utils.schedule import Schedule, make_schedule
@@ -49,6 +53,19 @@ RESULTS = Path(__file__).parent / "results"
 SAMPLER, STEPS = "dpm_solver_pp", 20
 
 
+def l1(output: Tensor, wanted: Tensor, alpha: Tensor) -> Tensor:
+    return F.l1_loss(output, wanted)
+
+
+def l2(output: Tensor, wanted: Tensor, alpha: Tensor) -> Tensor:
+    return F.mse_loss(output, wanted)
+
+
+def l2_by_signal(output: Tensor, wanted: Tensor, alpha: Tensor) -> Tensor:
+    """Weight SNR/(SNR + 1) = α²: what GaussianDiffusion of denoising-diffusion-pytorch gives an error in v."""
+    return (alpha**2 * (output - wanted).square()).mean()
+
+
 @dataclass(frozen=True)
 class Peer:
     """One method as published.
@@ -57,19 +74,20 @@ class Peer:
         about: what it is and where its settings come from.
         build: size of the pictures in pixels to a network net(x_t, t).
         schedule: its noise schedule.
+        optimizer: of a network, with the peak of the learning rate.
         prediction_type: as in `prediction`.
-        loss: "l2", or "l1".
-        learning_rate, optimizer, batch_size: of its training.
+        loss: of (output, target, alpha).
+        batch_size, warmup_steps: of its training.
     """
 
     about: str
     build: Callable[[int], nn.Module]
     schedule: Callable[[], Schedule]
+    optimizer: Callable[[nn.Module], torch.optim.Optimizer | Muon]
     prediction_type: str = "epsilon"
-    loss: str = "l2"
-    learning_rate: float = 1e-4
-    optimizer: str = "adamw"
+    loss: Callable[[Tensor, Tensor, Tensor], Tensor] = l2
     batch_size: int = 64
+    warmup_steps: int = 0
 
 
 class PlainUNet(nn.Module):
@@ -183,24 +201,29 @@ def smalldiffusion_unet(size: int) -> nn.Module:
 
 PEERS = {
     "ours": Peer(
-        "the preset of `python -m diffusion_utils.train --data stanford_cars`, without body types",
-        ours, lambda: make_schedule("cosine"), "sample", learning_rate=1e-3, optimizer="muon",
+        "the preset of `python -m diffusion_utils.train --data stanford_cars --optimizer muon "
+        "--learning-rate 2e-3`, without body types",
+        ours, lambda: make_schedule("cosine"), lambda net: Muon(net, 2e-3, 0.01), "sample", warmup_steps=100,
     ),
     "plain U-Net": Peer(
         "the U-Net of the Stanford Cars tutorial (DeepFindr): BatchNorm, T = 300, linear β, L1 loss on ε",
-        lambda size: PlainUNet(), plain_schedule, loss="l1", learning_rate=1e-3, batch_size=128,
+        lambda size: PlainUNet(), plain_schedule, lambda net: Adam(net.parameters(), 1e-3), loss=l1,
+        batch_size=128,
     ),
     "denoising-diffusion-pytorch": Peer(
-        "Unet(dim=64) with GaussianDiffusion's defaults (v, sigmoid schedule) and the README's learning rate",
-        ddpm_pytorch_unet, ddpm_pytorch_schedule, "v_prediction", learning_rate=8e-5, batch_size=32,
+        "Unet(dim=64) with GaussianDiffusion's defaults (v, sigmoid schedule), trained as in the README",
+        ddpm_pytorch_unet, ddpm_pytorch_schedule, lambda net: Adam(net.parameters(), 8e-5, (0.9, 0.99)),
+        "v_prediction", l2_by_signal,
     ),
     "diffusers": Peer(
         "UNet2DModel as in diffusers' example of unconditional training (train_unconditional.py): ε, linear β",
-        diffusers_unet, lambda: make_schedule("linear"), learning_rate=1e-4, batch_size=16,
+        diffusers_unet, lambda: make_schedule("linear"),
+        lambda net: AdamW(net.parameters(), 1e-4, (0.95, 0.999), weight_decay=1e-6), batch_size=16,
     ),
     "smalldiffusion": Peer(
-        "Scaled(Unet) as in smalldiffusion's CIFAR-10 example (cifar_unet.py): ε, sigmoid schedule",
-        smalldiffusion_unet, smalldiffusion_schedule, learning_rate=2e-4,
+        "Scaled(Unet) as in smalldiffusion's CIFAR-10 example (cifar_unet.py): ε, sigmoid schedule; its batch "
+        "of 256 is 64 here, which gives it four times as many steps",
+        smalldiffusion_unet, smalldiffusion_schedule, lambda net: AdamW(net.parameters(), 2e-4),
     ),
 }  # fmt: skip
 
@@ -212,22 +235,21 @@ def fit(peer: Peer, size: int, images: Tensor, device: torch.device, **budget: f
     net = peer.build(size).to(device)
     ema = AveragedModel(deepcopy(net), multi_avg_fn=ema_update(0.999)).eval()
     schedule = peer.schedule()
+    optimizer = peer.optimizer(net)
     config = TrainConfig(
-        **budget, batch_size=peer.batch_size, learning_rate=peer.learning_rate, optimizer=peer.optimizer,
-        prediction_type=peer.prediction_type, num_train_timesteps=schedule.num_train_timesteps,
+        **budget, batch_size=peer.batch_size, learning_rate=optimizer.param_groups[0]["lr"],
+        warmup_steps=peer.warmup_steps, num_train_timesteps=schedule.num_train_timesteps,
     )  # fmt: skip
-    optimizer = make_optimizer(peer.optimizer, net, peer.learning_rate, config.weight_decay)
-    distance = F.l1_loss if peer.loss == "l1" else F.mse_loss
     images, step, seconds, progress = images.to(device), 0, 0.0, 0.0
     if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.reset_peak_memory_stats(device)
     started = time.perf_counter()
     while progress < 1:
         x0, noise, t = make_batch(images, step, config)
         alpha, sigma = schedule.alpha_sigma(t, like=x0)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16_is_native(device)):
             output = net(alpha * x0 + sigma * noise, t)
-        loss = distance(output.float(), target(peer.prediction_type, x0, noise, alpha, sigma))
+        loss = peer.loss(output.float(), target(peer.prediction_type, x0, noise, alpha, sigma), alpha)
         loss.backward()
         nn.utils.clip_grad_norm_(net.parameters(), config.clip_grad_norm)
         for group in optimizer.param_groups:
@@ -238,8 +260,7 @@ def fit(peer: Peer, size: int, images: Tensor, device: torch.device, **budget: f
         loss.item()  # wait for the device, so that the clock is right
         step, seconds = step + 1, time.perf_counter() - started
         progress = config.progress(step, seconds)
-    for averaged, current in zip(ema.module.buffers(), net.buffers()):  # BatchNorm's running statistics
-        averaged.copy_(current)
+    settle_batch_norm(ema.module, (make_batch(images, step + i, config) for i in range(20)), schedule)
     took = {
         "steps": step, "images_seen": step * peer.batch_size, "seconds": round(seconds, 1),
         "images_per_second": round(step * peer.batch_size / seconds, 1),
@@ -248,10 +269,25 @@ def fit(peer: Peer, size: int, images: Tensor, device: torch.device, **budget: f
     return Denoiser(ema.module, schedule, peer.prediction_type), took
 
 
+@torch.no_grad()
+def settle_batch_norm(net: nn.Module, batches: Iterable, schedule: Schedule) -> None:
+    """Take BatchNorm's means and variances anew: those that came along belong to other weights."""
+    layers = [layer for layer in net.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    if not layers:
+        return
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # a plain mean over all batches
+    net.train()
+    for x0, noise, t in batches:
+        net(schedule.add_noise(x0, noise, t), t)
+    net.eval()
+
+
 def peak_memory_mib(device: torch.device) -> int:
     """The most memory in use so far: the device's, or of this process on a CPU (Linux counts in KiB)."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() // 2**20
+        return torch.cuda.max_memory_allocated(device) // 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
@@ -277,7 +313,7 @@ def measure(name: str, args: argparse.Namespace) -> dict:
     result = {
         "peer": name, "about": peer.about, "parameters": networks.count_parameters(denoiser.net),
         "macs": pretrained.count_macs(denoiser.net, shape), "prediction_type": peer.prediction_type,
-        "schedule": denoiser.schedule.name, "batch_size": peer.batch_size, "minutes": args.minutes,
+        "schedule": denoiser.schedule.name, "batch_size": peer.batch_size, "minutes": args.minutes, "count": args.count,
         "size": args.size, "data": description, **took,
         "seconds_to_draw_16": round(median(seconds_for_16), 3), "sampler": SAMPLER, "sampler_steps": STEPS,
         **pretrained.machine(),
@@ -319,28 +355,29 @@ def main(arguments: list[str] | None = None) -> None:
     done = json.loads(out.read_text()) if out.exists() else []
     if args.one:
         result = measure(args.peers[0], args)
-        pictures = out.with_name(f"{out.stem}-{args.peers[0].replace(' ', '-')}.png")
-        from diffusion_utils.plotting import save_grid
-
-        save_grid(result.pop("first_16"), pictures, 8)
+        save_grid(result.pop("first_16"), out.with_name(f"{out.stem}-{args.peers[0].replace(' ', '-')}.png"), 8)
         text = json.dumps([*done, result], indent=2, ensure_ascii=False) + "\n"
         write_atomically(out, lambda path: path.write_text(text))
         return
+    asked = {"minutes": args.minutes, "count": args.count, "size": args.size}
     for name in args.peers or PEERS:
-        if name in [r["peer"] for r in done]:
+        PEERS[name].schedule()  # says now, not after the others' minutes, if its library is missing
+    for name in args.peers or PEERS:
+        if {"peer": name, **asked} in [{key: r[key] for key in ("peer", *asked)} for r in done]:
             continue
         print(f"{name}: {args.minutes:g} minutes of training", flush=True)
-        subprocess.run(
-            [sys.executable, __file__, name, "--one", "--out", out, "--size", str(args.size), "--device", args.device,
-             "--minutes", str(args.minutes), "--count", str(args.count)], check=True,
-        )  # fmt: skip
-    print(table(json.loads(out.read_text())))
+        options = [f"--{key}={value}" for key, value in {**asked, "out": out, "device": args.device}.items()]
+        subprocess.run([sys.executable, __file__, name, "--one", *options], check=True)
+    results = json.loads(out.read_text())
+    print(table([r for r in results if {key: r[key] for key in asked} == asked]))
 
 
 if __name__ == "__main__":
     try:
         main()
     except ModuleNotFoundError as missing:
-        sys.exit(f"error: {missing}: pip install denoising-diffusion-pytorch smalldiffusion")
-    except (ValueError, FileNotFoundError, subprocess.CalledProcessError) as error:
+        sys.exit(f"error: {missing}: pip install denoising-diffusion-pytorch smalldiffusion diffusers")
+    except (ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
+    except subprocess.CalledProcessError as failed:  # its own process has said what went wrong
+        sys.exit(failed.returncode)

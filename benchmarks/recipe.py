@@ -34,7 +34,7 @@ COARSE = {
 CANDIDATES = {
     "chosen": ("4 resolutions, 2×2 patches, learning rate 0.002", CARS_1M, {"learning_rate": 2e-3}),
     "slower": ("the same, learning rate 0.001", CARS_1M, {}),
-    "no attention": ("the same without attention", {**CARS_1M, "attention": []}, {}),
+    "no attention": ("as slower, without attention", {**CARS_1M, "attention": []}, {}),
     "shallow": ("3 resolutions, 2×2 patches", {
         **CARS_1M, "channels": [32, 64, 112], "depth": [1, 1, 2], "attention": [8]}, {}),
     "fast": ("3 resolutions, 4×4 patches", {**CARS_1M, "channels": [64, 80, 96], "stem": 4}, {}),
@@ -116,11 +116,11 @@ def main(arguments: list[str] | None = None) -> None:
             results.append(measure(name, seed, args.minutes))
             text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
             write_atomically(args.out, lambda path, text=text: path.write_text(text))
-    print(table(results))
+    print(table([r for r in results if r["minutes"] == args.minutes]))
 
 
 if __name__ == "__main__":
     try:
         main()
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, FloatingPointError) as error:
         sys.exit(f"error: {error}")

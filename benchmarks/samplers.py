@@ -19,10 +19,10 @@ from diffusion_utils import pretrained
 from diffusion_utils.drawing import draw
 from diffusion_utils.evaluation import Reference
 from diffusion_utils.files import write_atomically
-from diffusion_utils.sampling import SAMPLERS
 from diffusion_utils.train import load_data
 
 COUNT = 256
+SAMPLERS = ("ddpm", "ddim", "dpm_solver_pp")
 STEPS = (5, 10, 20, 50, 100)
 RESULTS = Path(__file__).parent / "results"
 

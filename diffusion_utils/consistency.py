@@ -66,7 +66,7 @@ def consistency_loss(
         return x0_hat + kept * (x_t / alpha - x0_hat)
 
     # Timesteps are whole numbers: r is the noisiest one that is not above the level asked for.
-    levels = schedule.snr().pow(-0.5).to(x0.device)
+    levels = schedule.snr().pow(-0.5).float().to(x0.device)
     wanted = cleaner_level(levels[t], stage)
     r = torch.searchsorted(levels, wanted, right=True) - 1
     r = torch.minimum(r, t - 1)

@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser, weights: bool = True) -> None
     add("--guide", help="weights of a weaker network to be guided by (autoguidance); none: by the network "
         "itself without the condition (classifier-free guidance)")  # fmt: skip
     add("--interval", type=int, nargs=2, metavar=("LOWEST", "HIGHEST"),
-        help="timesteps at which to guide; default: all")  # fmt: skip
+        help="timesteps at which to guide, 0 999 for all; default: what the card advises, else all")  # fmt: skip
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 
 

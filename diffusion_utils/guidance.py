@@ -43,7 +43,8 @@ class Guided:
             None: at all.
 
     Raises:
-        ValueError: a scale other than 1 with neither a cond nor a guide: there is no worse guess.
+        ValueError: a scale other than 1 with neither a cond nor a guide: there is no worse guess; or a
+            guide with another noise schedule, which would be asked about another noise level.
     """
 
     denoiser: Denoiser
@@ -59,6 +60,11 @@ class Guided:
                 "(classifier-free guidance) or guide (autoguidance)"
             )
 
+        mine = self.schedule.alphas_cumprod
+        theirs = mine if self.guide is None else self.guide.schedule.alphas_cumprod
+        if mine.shape != theirs.shape or not torch.allclose(mine, theirs):
+            raise ValueError("the guide was trained with another noise schedule: choose one with the same")
+
     @property
     def schedule(self) -> Schedule:
         return self.denoiser.schedule
@@ -69,8 +75,7 @@ class Guided:
 
     def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
         """x̂₀ (N, C, H, W) for x_t (N, C, H, W) and t int64 (N,), the same for all."""
-        low, high = self.interval or (0, self.schedule.num_train_timesteps - 1)
-        if self.guidance_scale == 1 or not low <= int(t[0]) <= high:
+        if self.guidance_scale == 1 or not self._within(t):
             return self.denoiser(x_t, t, self.cond)
         if self.guide is None:  # one network, two questions: asked at once, as one batch of 2N
             nothing = torch.zeros_like(self.cond)
@@ -79,6 +84,10 @@ class Guided:
         else:
             better, worse = self.denoiser(x_t, t, self.cond), self.guide(x_t, t, self.cond)
         return worse + self.guidance_scale * (better - worse)
+
+    def _within(self, t: Tensor) -> bool:
+        """Whether to guide at t; reading t makes a GPU wait, so only where there is an interval."""
+        return self.interval is None or self.interval[0] <= int(t[0]) <= self.interval[1]
 
 
 def conditions(shares: Mapping[str, float], seeds: Sequence[int], name: str | None = None) -> Tensor:

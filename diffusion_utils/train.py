@@ -82,16 +82,17 @@ def load_cond(data: str, size: int, condition: str) -> Tensor:
 
 
 def model_card(
-    config: TrainConfig, record, description: str, size: int, held_out: Tensor, data: str,
-    cond: Tensor | None = None,
-) -> dict:  # fmt: skip
-    """What is known about a run, for `pretrained.save`."""
+    config: TrainConfig, record, description: str, held_out: Tensor, run: dict, cond: Tensor | None = None
+) -> dict:
+    """What is known about a run, for `pretrained.save`; `run` as in `configure`."""
     measured = [int(f * (config.num_train_timesteps - 1)) for f in (0.1, 0.3, 0.5, 0.7, 0.9)]
     held_out = held_out[:512]
     varied = bool((held_out != held_out[:1]).any())  # one picture has no variance to compare with
     errors = error_per_timestep(record.denoiser, held_out, measured) if varied else []
     shares = {} if cond is None else {"conditions": dict(zip(stanford_cars.BODY_TYPES, cond.mean(0).tolist()))}
     how = {"drawing": CONSISTENCY_DRAWING} if config.objective == "consistency" else {}
+    start = {"start": Path(run["start"]).stem} if run["start"] else {}
+    size = run["size"]
     return {
         "network": config.network,
         "prediction_type": config.prediction_type,
@@ -102,10 +103,11 @@ def model_card(
         "size": size,
         **shares,
         **how,
+        **start,
         "parameters": count_parameters(record.denoiser.net),
         "macs": pretrained.count_macs(record.denoiser.net, (3, size, size)),
         "data": description,
-        "licence": LICENCES.get(data, "that of the pictures it was trained on"),
+        "licence": LICENCES.get(run["data"], "that of the pictures it was trained on"),
         "images_seen": record.images,
         "steps": record.step,
         "seconds": round(record.seconds),
@@ -152,15 +154,20 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def configure(args: argparse.Namespace) -> tuple[TrainConfig, str, int, str | None]:
-    """Configuration, data, size and condition: of the command line, or of the run that is resumed."""
+KEPT = ("data", "size", "condition", "start", "sample_every", "snapshot_images")
+
+
+def configure(args: argparse.Namespace) -> tuple[TrainConfig, dict]:
+    """What to learn, and the rest of what a run is (`KEPT`): of the command line, or, to resume, of
+    the run's own run.json."""
     stored = args.out / "run.json"
     if args.resume and stored.is_file():
         about = json.loads(stored.read_text())
         asked = {name: getattr(args, name) for name in FREE_ON_RESUME}
         if all(args_value is None for args_value in (args.steps, args.images, args.minutes)):
             asked = {}
-        return TrainConfig(**{**about["config"], **asked}), about["data"], about["size"], about.get("condition")
+        run = {name: about.get(name, getattr(args, name)) for name in KEPT}
+        return TrainConfig(**{**about["config"], **asked}), run
     preset = PRESETS.get(args.data, PRESETS["folder"])
     options = {name: getattr(args, name) for name in asdict(TrainConfig(steps=1)) if hasattr(args, name)}
     options["network"] = dict(args.network or preset["network"])
@@ -168,18 +175,19 @@ def configure(args: argparse.Namespace) -> tuple[TrainConfig, str, int, str | No
         options["network"]["cond_dim"] = len(stanford_cars.BODY_TYPES)
     if args.sigma_data is None:
         del options["sigma_data"]
-    size, condition = args.size or preset["size"], args.condition
+    run = {name: getattr(args, name) for name in KEPT} | {"size": args.size or preset["size"]}
     if args.start:
+        if args.network or args.size or args.condition:
+            raise ValueError("--start brings its own network, size and condition: leave them out")
         about = pretrained.card(args.start)
         options |= {name: about[name] for name in (*pretrained.NEEDED, "sigma_data") if name in about}
-        size, condition = about.get("size", size), "body_type" if "conditions" in about else None
-    return TrainConfig(**options), args.data, size, condition
+        run |= {"size": about.get("size", run["size"]), "condition": "body_type" if "conditions" in about else None}
+    return TrainConfig(**options), run
 
 
-def write_run(out: Path, config: TrainConfig, data: str, size: int, condition: str | None) -> None:
-    """What `--resume` needs beside the checkpoint: which data, at what size, how described."""
-    about = {"data": data, "size": size, "condition": condition, "config": asdict(config)}
-    text = json.dumps(about, indent=2) + "\n"
+def write_run(out: Path, config: TrainConfig, run: dict) -> None:
+    """What `--resume` needs beside the checkpoint."""
+    text = json.dumps({**run, "config": asdict(config)}, indent=2) + "\n"
     write_atomically(out / "run.json", lambda path: path.write_text(text))
 
 
@@ -187,40 +195,43 @@ def keep_snapshot(out: Path, every: int, record, about: Callable[[], dict]) -> N
     """The averaged weights, once for every `every` pictures seen; `about` makes their card."""
     reached = record.images // every * every
     path = out / "snapshots" / f"weights_{reached:09d}.safetensors"
-    if reached and not path.exists():
+    if reached and not path.with_suffix(".json").exists():  # the card is written last
         pretrained.save(path, record.denoiser, about())
 
 
 def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
-    config, data, size, condition = configure(args)
+    config, run = configure(args)
+    data, size = run["data"], run["size"]
     pictures, held_out, description = load_data(data, size)
-    cond = load_cond(data, size, condition) if condition else None
+    cond = load_cond(data, size, run["condition"]) if run["condition"] else None
     stored = args.resume and (args.out / "run.json").is_file()  # then it was measured already
     if config.prediction_type == "edm" and args.sigma_data is None and not stored and not args.start:
         config = replace(config, sigma_data=root_mean_square(pictures))
     is_main = Accelerator().is_main_process  # of several, one writes and talks
     columns, seeds = 8, range(32)
     how = CONSISTENCY_DRAWING if config.objective == "consistency" else {}
-    start = pretrained.load(args.start).net if args.start else None
+    begun = args.resume and (args.out / "checkpoint.pt").exists()
+    start = pretrained.load(run["start"]).net if run["start"] and not begun else None
     bar = None
     for record in train(config, pictures, args.out, args.resume, cond, start):
         if not is_main:
             continue
         device = next(record.denoiser.net.parameters()).device
         if bar is None:
-            write_run(args.out, config, data, size, condition)
+            write_run(args.out, config, run)
             bar = tqdm(total=100, unit="%", bar_format="{l_bar}{bar}| {elapsed}<{remaining} {postfix}")
         bar.n = round(100 * config.progress(record.step, record.seconds), 2)
         bar.set_postfix_str(
             f"step {record.step}, loss {record.loss:.4f}, {record.images_per_second:.0f} images/s"
         )
-        if args.sample_every and record.images_per_second and record.step % args.sample_every < config.log_every:
+        due = run["sample_every"] and record.step % run["sample_every"] < config.log_every
+        if due and record.images_per_second:
             drawn = sample(record.denoiser, seeds, (3, size, size), device=device, **how)
             save_grid(drawn, args.out / f"samples_{record.step:07d}.png", columns)
-        about = partial(model_card, config, record, description, size, held_out, data, cond)
-        if args.snapshot_images:
-            keep_snapshot(args.out, args.snapshot_images, record, about)
+        about = partial(model_card, config, record, description, held_out, run, cond)
+        if run["snapshot_images"]:
+            keep_snapshot(args.out, run["snapshot_images"], record, about)
     if not is_main:
         return
     bar.close()

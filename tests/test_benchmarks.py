@@ -91,21 +91,47 @@ def test_a_peer_is_called_like_every_network_and_has_a_schedule(name):
     peer = peers.PEERS[name]
     schedule = peer.schedule()
     assert (schedule.alphas_cumprod.diff() < 0).all() and schedule.alphas_cumprod[-1] > 0
-    if name == "ours":
-        assert networks.count_parameters(peer.build(32)) <= 1_000_000
     with torch.device("meta"):
         net = peer.build(32).eval()
     assert networks.count_parameters(net) == {
         "ours": 996_972, "plain U-Net": 62_438_883, "diffusers": 113_673_219,
         "denoising-diffusion-pytorch": 35_711_491, "smalldiffusion": 36_071_939,
     }[name]  # fmt: skip
+    for count in () if name == "smalldiffusion" else (1, 2):  # it reads values, which "meta" has none of
+        x_t = torch.zeros(count, 3, 32, 32, device="meta")
+        assert net(x_t, torch.zeros(count, dtype=torch.int64, device="meta")).shape == x_t.shape
+    assert peer.optimizer(peers.PlainUNet((4, 8))).param_groups[0]["lr"] >= 8e-5
+
+
+def test_what_smalldiffusion_is_shown_is_what_it_shows_itself():
+    smalldiffusion = pytest.importorskip("smalldiffusion", reason="pip install smalldiffusion to test it")
+    schedule, t = peers.smalldiffusion_schedule(), torch.tensor([3, 700])
+    alpha, sigma = schedule.alpha_sigma(t, like=torch.zeros(2, 3, 4, 4))
+    x0, noise, s = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4), smalldiffusion.ScheduleSigmoid(N=1000)[t]
+    wrapped = peers.smalldiffusion_unet(32)
+    x, level = wrapped.call(lambda *given: given, alpha * x0 + sigma * noise, t)
+    torch.testing.assert_close(x, x0 + s.view(-1, 1, 1, 1) * noise, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(level.flatten(), s, rtol=1e-4, atol=1e-4)
+
+
+def test_the_loss_of_denoising_diffusion_pytorch_is_its_own():
+    library = pytest.importorskip("denoising_diffusion_pytorch", reason="pip install denoising-diffusion-pytorch")
+    net = library.Unet(dim=8, dim_mults=(1, 2))
+    diffusion = library.GaussianDiffusion(net, image_size=8, timesteps=1000)
+    x0, noise, t = torch.rand(3, 3, 8, 8) * 2 - 1, torch.randn(3, 3, 8, 8), torch.tensor([0, 400, 999])
+    with torch.no_grad():
+        theirs = diffusion.p_losses(x0, t, noise=noise)
+        alpha, sigma = peers.ddpm_pytorch_schedule().alpha_sigma(t, like=x0)
+        wanted = peers.target("v_prediction", x0, noise, alpha, sigma)
+        ours = peers.l2_by_signal(net(alpha * x0 + sigma * noise, t), wanted, alpha)
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
 @pytest.fixture
 def small_peer(monkeypatch):
     small = peers.Peer(
-        "a small one", lambda size: peers.PlainUNet((4, 8)), peers.plain_schedule, loss="l1",
-        learning_rate=5e-3, batch_size=4,
+        "a small one", lambda size: peers.PlainUNet((4, 8)), peers.plain_schedule,
+        lambda net: torch.optim.Adam(net.parameters(), 5e-3), loss=peers.l1, batch_size=4,
     )  # fmt: skip
     monkeypatch.setattr(peers, "PEERS", {"small": small})
 
@@ -136,8 +162,17 @@ def test_training_a_peer_learns(small_peer):
     with torch.no_grad():
         answer = denoiser.net(sigma * noise, t)  # mostly noise, and asked for the noise
     assert took["steps"] == 300 and (answer - noise).square().mean() < 0.8
-    running = denoiser.net.down[0].norm1.running_mean  # BatchNorm's statistics came along
-    assert running.abs().max() > 0.01
+
+
+def test_batch_norms_statistics_become_those_of_the_averaged_weights():
+    torch.manual_seed(0)
+    net, schedule = peers.PlainUNet((4, 8)).eval(), peers.plain_schedule()
+    batches = [(torch.randn(8, 3, 8, 8), torch.randn(8, 3, 8, 8), torch.randint(300, (8,))) for _ in range(3)]
+    seen = []
+    net.down[0].norm1.register_forward_pre_hook(lambda layer, given: seen.append(given[0].mean((0, 2, 3))))
+    peers.settle_batch_norm(net, batches, schedule)
+    assert not net.training
+    torch.testing.assert_close(net.down[0].norm1.running_mean, torch.stack(seen).mean(0))
 
 
 def test_an_unknown_peer_is_named(tmp_path):
@@ -167,7 +202,7 @@ def test_every_snapshot_is_measured_once(tmp_path, monkeypatch):
     guide = tmp_path / "run" / "snapshots" / "weights_000000100.safetensors"
     guided = run_curve(tmp_path, "--only", "200", "--guidance-scale", "2", "--guide", str(guide))
     assert len(guided) == 3 and len(drawn) == 1
-    assert (guided[2]["guide"], guided[2]["images_seen"]) == ("weights_000000100", 203)
+    assert (guided[2]["guide"], guided[2]["images_seen"]) == ("/".join(guide.parts[-3:]), 203)
 
 
 def test_a_measured_snapshot_is_shipped_with_its_guide(tmp_path, monkeypatch):

@@ -211,9 +211,11 @@ def test_options_reach_the_configuration(tmp_path):
         "--min-snr-gamma 5 --zero-terminal-snr --checkpoint-every 7 --warmup-steps 3 --sigma-data 0.4 "
         "--timestep-sampling lognormal --optimizer muon --cond-dropout 0.25".split()
     )
-    config, data, size, condition = train_command.configure(args)
-    assert condition is None
-    assert (data, size, config.network) == ("toy_cars", 32, train_command.TOY)
+    config, run = train_command.configure(args)
+    assert run == {
+        "data": "toy_cars", "size": 32, "condition": None, "start": None, "sample_every": 2000, "snapshot_images": 0,
+    }  # fmt: skip
+    assert config.network == train_command.TOY
     expected = {
         "minutes": 3, "steps": None, "prediction_type": "v_prediction", "schedule": "linear",
         "batch_size": 9, "seed": 4, "num_train_timesteps": 50, "weight_decay": 0.5,
@@ -516,7 +518,11 @@ def test_a_student_is_tuned_from_weights_and_drawn_in_two_steps(tmp_path, few_ca
     assert card["config"]["objective"] == "consistency" and card["num_train_timesteps"] == 50
     about = pretrained.card(weights)
     assert (card["network"], card["conditions"]) == (about["network"], about["conditions"])
-    own = ["--weights", str(out / "weights.safetensors"), "--out", str(tmp_path / "a.png")]
-    sample_command.main([*own, "--count", "2"])
+    drawing = ["--weights", str(out / "weights.safetensors"), "--out", str(tmp_path / "a.png")]
+    sample_command.main([*drawing, "--count", "2"])
+    assert card["start"] == "weights"
+    with pytest.raises(ValueError, match="brings its own network, size and condition"):
+        train("--data", "stanford_cars", "--start", weights, "--condition", "body_type", "--out", tmp_path / "no", *own)
+    weights.unlink()
     train("--out", out, "--resume", "--steps", 6)  # the checkpoint has all it needs
     assert pretrained.card(out / "weights.safetensors")["steps"] == 6

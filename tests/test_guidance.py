@@ -120,3 +120,11 @@ def test_what_a_picture_shows_depends_on_its_own_seed():
 def test_an_unknown_condition_is_an_error():
     with pytest.raises(ValueError, match="no condition 'pink': choose one of red, green, blue"):
         conditions(SHARES, range(2), "pink")
+
+
+def test_a_guide_of_another_schedule_is_an_error():
+    other = Denoiser(Says(0.2), make_schedule("linear", 100), "sample")
+    longer = Denoiser(Says(0.2), make_schedule("cosine", 200), "sample")
+    for guide in (other, longer):
+        with pytest.raises(ValueError, match="another noise schedule"):
+            Guided(says(0.5), guide=guide, guidance_scale=2)
