@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -49,7 +50,7 @@ def compiled(denoiser: Denoiser | Guided) -> Denoiser | Guided:
     """The same with its networks compiled."""
     if isinstance(denoiser, Guided):
         guide = denoiser.guide and compiled(denoiser.guide)
-        return Guided(compiled(denoiser.denoiser), denoiser.cond, guide, denoiser.guidance_scale, denoiser.interval)
+        return replace(denoiser, denoiser=compiled(denoiser.denoiser), guide=guide)
     return Denoiser(torch.compile(denoiser.net), denoiser.schedule, denoiser.prediction_type, denoiser.sigma_data)
 
 

@@ -1,7 +1,7 @@
 """Weights, and how to draw with them: what the commands `sample` and `evaluate` have in common.
 
 A model card may say how its weights draw best, under "drawing": sampler, steps, and the guidance
-("guidance_scale", "guide", "interval").  The command line has the last word.
+("guidance_scale", "guide", "interval") and "time_shift".  The command line has the last word.
 """
 
 import argparse
@@ -18,7 +18,10 @@ from diffusion_utils.prediction import Denoiser
 from diffusion_utils.sampling import SAMPLERS, sample
 
 BATCH = 64
-DEFAULTS = {"sampler": "dpm_solver_pp", "steps": 20, "guidance_scale": 1.0, "guide": None, "interval": None}
+DEFAULTS = {
+    "sampler": "dpm_solver_pp", "steps": 20, "guidance_scale": 1.0, "guide": None, "interval": None,
+    "time_shift": 0,
+}  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser, weights: bool = True) -> None:
@@ -37,6 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser, weights: bool = True) -> None
         "itself without the condition (classifier-free guidance)")  # fmt: skip
     add("--interval", type=int, nargs=2, metavar=("LOWEST", "HIGHEST"),
         help="timesteps at which to guide, 0 999 for all; default: what the card advises, else all")  # fmt: skip
+    add("--time-shift", type=int, help="ask the network about a timestep so much noisier than it is, which buries "
+        "its earlier mistakes; default: what the card advises, else 0")  # fmt: skip
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -75,9 +80,10 @@ def load(
     if shares is not None and condition != "none":
         cond = conditions(shares, seeds, condition).to(device)
     guide = pretrained.load(how["guide"], device) if how["guide"] else None
-    if cond is None and guide is None and how["guidance_scale"] == 1:
+    if cond is None and guide is None and how["guidance_scale"] == 1 and not how["time_shift"]:
         return denoiser
-    return Guided(denoiser, cond, guide, how["guidance_scale"], how["interval"] and tuple(how["interval"]))
+    interval = how["interval"] and tuple(how["interval"])
+    return Guided(denoiser, cond, guide, how["guidance_scale"], interval, how["time_shift"])
 
 
 def draw(

@@ -76,17 +76,25 @@ def test_guidance_is_that_of_the_command_line(files):
 
 
 def test_the_card_advises_and_the_command_line_decides(files, tmp_path):
-    advice = {"sampler": "ddpm", "steps": 7, "guidance_scale": 3.0, "guide": str(files["weak"]), "interval": [1, 50]}
+    advice = {"sampler": "ddpm", "steps": 7, "guidance_scale": 3.0, "guide": str(files["weak"]), "interval": [1, 50],
+              "time_shift": 3}  # fmt: skip
     path = shipped(tmp_path / "advised.safetensors", 1, conditions=SHARES, drawing=advice)
     assert drawing.settings(parse(path)) == advice
     guided = load(path)
     assert guided.guidance_scale == 3 and guided.interval == (1, 50) and guided.guide is not None
+    assert guided.time_shift == 3
     own = parse(path, "--sampler", "ddim", "--steps", 9, "--guidance-scale", 1.5, "--guide", "none")
     assert drawing.settings(own) == {
         "sampler": "ddim", "steps": 9, "guidance_scale": 1.5, "guide": None, "interval": [1, 50],
+        "time_shift": 3,
     }  # fmt: skip
     assert drawing.load(path, range(2), how=drawing.settings(own)).guide is None
     assert drawing.load(path, range(2)).guide is not None and drawing.advice(path) == advice
+
+
+def test_a_time_shift_alone_needs_no_condition(files):
+    guided = load(files["plain"], "--time-shift", 7)
+    assert guided.time_shift == 7 and guided.cond is None and guided.guidance_scale == 1
 
 
 def test_without_advice_there_are_defaults(files):

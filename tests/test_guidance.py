@@ -85,6 +85,24 @@ def test_every_sampler_takes_it_for_a_denoiser(sampler):
     torch.testing.assert_close(drawn, torch.full((2, 3, 4, 4), 0.4))
 
 
+class Hears(nn.Module):
+    """Answers with the timestep it is asked about."""
+
+    def forward(self, x_t, t, cond=None):
+        return t.view(-1, 1, 1, 1) + torch.zeros_like(x_t)
+
+
+@pytest.mark.parametrize("t, shift, heard", [(50, 0, 50), (50, 7, 57), (95, 7, 99), (3, -7, 0)])
+def test_the_network_is_asked_about_a_later_timestep(t, shift, heard):
+    hears = Denoiser(Hears(), SCHEDULE, "sample")
+    assert values(Guided(hears, time_shift=shift)(X, torch.tensor([t, t]))) == [heard, heard]
+    # Both networks are asked about it; the interval counts in the sampler's own timesteps.
+    guided = Guided(hears, guide=hears, guidance_scale=2, interval=(t, t), time_shift=shift)
+    assert values(guided(X, torch.tensor([t, t]))) == [heard, heard]
+    guided = Guided(hears, guide=says(0.0), guidance_scale=2, interval=(t, t), time_shift=shift)
+    assert values(guided(X, torch.tensor([t, t]))) == [2 * heard, 2 * heard]
+
+
 def test_guidance_away_from_nothing_is_an_error():
     with pytest.raises(ValueError, match="guidance_scale 2 needs a worse guess to walk away from"):
         Guided(says(0.5), guidance_scale=2)
