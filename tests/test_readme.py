@@ -48,6 +48,27 @@ def test_the_table_of_skips_and_questions_is_that_of_the_ladder():
     assert f"{len(trainings)} trainings on real cars" in TEXT
 
 
+CURVE = json.loads((ROOT / "benchmarks/results/curve-headline.json").read_text())
+WAYS = {
+    "DPM-Solver++, 20 steps": {"sampler": "dpm_solver_pp", "steps": 20, "guide": None, "time_shift": 0},
+    "the same, autoguidance": {"sampler": "dpm_solver_pp", "guidance_scale": 2, "time_shift": 0},
+    "DDPM, 50 steps": {"sampler": "ddpm", "steps": 50, "time_shift": 0},
+    "DPM-Solver++, 20 steps, time shift 30": {"sampler": "dpm_solver_pp", "steps": 20, "time_shift": 30},
+    "DPM-Solver++, 20 steps, time shift 60": {"sampler": "dpm_solver_pp", "steps": 20, "time_shift": 60},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_ways_of_drawing_are_as_measured(way):
+    asked = {"images_seen": pretrained.card("stanford-cars-1m")["images_seen"], **WAYS[way]}
+    (row,) = [row for row in CURVE if all(row[key] == value for key, value in asked.items())]
+    (line,) = [line for line in TEXT.splitlines() if re.match(rf"\| {re.escape(way)}[ :]*(w = .*)?\|", line)]
+    scores = row["generated"]
+    cells = [cell.strip() for cell in line.split("|")[2:-1]]
+    assert cells == [f"{1000 * scores['kid']:.0f}", f"{scores['copies_in_pixels']:g}, {scores['copies_in_features']:g}"]
+    assert row["count"] == 748 and f"{1000 * row['floor']['kid']:.2f}".replace("-", "−") in TEXT
+
+
 def test_links_and_pictures_exist():
     targets = re.findall(r"\]\(([^)\s]+)\)", TEXT)
     assert len(targets) > 10
