@@ -16,8 +16,6 @@ class TrainConfig:
 
     Attributes:
         network: name and options for `networks.build`, e.g. {"name": "resnet", "stem": 4}.
-        objective: "denoising" learns x̂₀ from noisy pictures; "consistency" tunes a denoiser that is
-            trained already to draw in one or two steps (see `consistency`).
         prediction_type: "epsilon", "sample", "v_prediction" or "edm".
         sigma_data: for "edm", the pictures' root mean square; see `prediction`.
         schedule, num_train_timesteps, zero_terminal_snr: for `schedule.make_schedule`.
@@ -25,6 +23,8 @@ class TrainConfig:
             distribution (mean -1.2, deviation 1.2: Karras et al. 2022, table 1) and takes the t that
             comes next, so that the middle noise levels are seen most.
         min_snr_gamma: weigh the loss by Min-SNR-γ; None: every timestep counts the same.
+        objective: "denoising" learns x̂₀ from noisy pictures; "consistency" tunes a denoiser that is
+            trained already to draw in one or two steps (see `consistency`).
         steps, images, minutes: when to stop; the first that is reached (None: no limit by it).
         optimizer: "adamw", or "muon": `optimizers.Muon` for the weight matrices, AdamW for the rest.
         batch_size: pictures per step, over all processes together.
@@ -41,7 +41,6 @@ class TrainConfig:
     """
 
     network: dict = field(default_factory=lambda: {"name": "resnet"})
-    objective: str = "denoising"
     prediction_type: str = "sample"
     sigma_data: float = 0.5
     schedule: str = "cosine"
@@ -49,6 +48,7 @@ class TrainConfig:
     zero_terminal_snr: bool = False
     timestep_sampling: str = "uniform"
     min_snr_gamma: float | None = None
+    objective: str = "denoising"
     steps: int | None = None
     images: int | None = None
     minutes: float | None = None
