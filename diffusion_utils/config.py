@@ -23,6 +23,7 @@ class TrainConfig:
             distribution (mean -1.2, deviation 1.2: Karras et al. 2022, table 1) and takes the t that
             comes next, so that the middle noise levels are seen most.
         min_snr_gamma: weigh the loss by Min-SNR-γ; None: every timestep counts the same.
+        snr_floor: with min_snr_gamma, the least weight of an error of x̂₀; see `prediction.min_snr_weight`.
         objective: "denoising" learns x̂₀ from noisy pictures; "consistency" tunes a denoiser that is
             trained already to draw in one or two steps (see `consistency`).
         steps, images, minutes: when to stop; the first that is reached (None: no limit by it).
@@ -48,6 +49,7 @@ class TrainConfig:
     zero_terminal_snr: bool = False
     timestep_sampling: str = "uniform"
     min_snr_gamma: float | None = None
+    snr_floor: float = 0.0
     objective: str = "denoising"
     steps: int | None = None
     images: int | None = None
@@ -79,6 +81,10 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be greater than 0, not {value}")
+        if not 0 <= self.snr_floor <= (self.min_snr_gamma or 0):
+            raise ValueError(
+                f"snr_floor must lie in [0, min_snr_gamma], not {self.snr_floor} with min_snr_gamma {self.min_snr_gamma}"
+            )
         if self.objective == "consistency" and self.zero_terminal_snr:
             raise ValueError("objective 'consistency' needs a little signal everywhere: leave zero_terminal_snr out")
         if not 0 <= self.cond_dropout <= 1:

@@ -81,7 +81,7 @@ def crops(out: Path) -> Path:
 
 def samples(out: Path) -> Path:
     """The README's grid: 8×8 cars from noise, seeds 0 … 63, none left out."""
-    path, how = out / "stanford_cars_samples.png", drawing.advice(HEADLINE)
+    path, how = out / "stanford_cars_samples.jpg", drawing.advice(HEADLINE)
     pictures = drawing.draw(drawing.load(HEADLINE, range(64)), range(64), 64, how["sampler"], how["steps"])
     save_grid(pictures, path, scale=1.5)
     return path

@@ -107,7 +107,9 @@ def convert(
     return target(to_type, x0, noise, alpha, sigma, sigma_data)
 
 
-def min_snr_weight(prediction_type: str, snr: Tensor, gamma: float = 5.0, sigma_data: float = 0.5) -> Tensor:
+def min_snr_weight(
+    prediction_type: str, snr: Tensor, gamma: float = 5.0, sigma_data: float = 0.5, floor: float = 0.0
+) -> Tensor:
     """Loss weight per timestep so that no noise level dominates the gradient.
 
     Min-SNR-γ (Hang et al. 2023, 2303.09556, section 3.4).  Measured on x₀ the weight is
@@ -117,19 +119,27 @@ def min_snr_weight(prediction_type: str, snr: Tensor, gamma: float = 5.0, sigma_
         "sample": min(SNR, γ)      "v_prediction": min(SNR, γ)/(SNR+1)
         "epsilon": min(SNR, γ)/SNR      "edm": min(SNR, γ)/(SNR + 1/d²)
 
+    With a floor, max(floor, min(SNR, γ)) stands for min(SNR, γ): nearly clean pictures count more, as
+    in Min-SNR-γ, and nearly pure noise still counts (as in max(SNR, 1), the "truncated SNR" of Salimans
+    & Ho 2022, 2202.00512, section 4).
+
     Args:
         snr: signal-to-noise ratios ≥ 0, any shape; 0 is allowed (for ε the limit, 1, is returned).
         gamma: the cut, 5 in the paper; > 0.
         sigma_data: d, for "edm".
+        floor: in [0, γ]; above 0 the weight of ε has no limit where SNR is 0.
     """
     _check(prediction_type)
     if gamma <= 0:
         raise ValueError(f"gamma must be greater than 0, not {gamma}")
+    if not 0 <= floor <= gamma:
+        raise ValueError(f"floor must lie in [0, gamma], not {floor}")
+    on_x0 = snr.clamp(floor, gamma)
     if prediction_type == "epsilon":
-        return gamma / snr.clamp(min=gamma)
+        return on_x0 / snr if floor else gamma / snr.clamp(min=gamma)
     if prediction_type == "sample":
-        return snr.clamp(max=gamma)
-    return snr.clamp(max=gamma) / (snr + (1 if prediction_type == "v_prediction" else sigma_data**-2))
+        return on_x0
+    return on_x0 / (snr + (1 if prediction_type == "v_prediction" else sigma_data**-2))
 
 
 @dataclass(frozen=True, eq=False)

@@ -91,7 +91,8 @@ def model_card(
     errors = error_per_timestep(record.denoiser, held_out, measured) if varied else []
     shares = {} if cond is None else {"conditions": dict(zip(stanford_cars.BODY_TYPES, cond.mean(0).tolist()))}
     how = {"drawing": CONSISTENCY_DRAWING} if config.objective == "consistency" else {}
-    start = {"start": Path(run["start"]).stem} if run["start"] else {}
+    before = run["before"] or {}
+    start = {"start": before} if before else {}
     size = run["size"]
     return {
         "network": config.network,
@@ -108,9 +109,10 @@ def model_card(
         "macs": pretrained.count_macs(record.denoiser.net, (3, size, size)),
         "data": description,
         "licence": LICENCES.get(run["data"], "that of the pictures it was trained on"),
-        "images_seen": record.images,
+        # What the run began with has been trained, too: its pictures and seconds count.
+        "images_seen": record.images + before.get("images_seen", 0),
         "steps": record.step,
-        "seconds": round(record.seconds),
+        "seconds": round(record.seconds) + before.get("seconds", 0),
         **pretrained.machine(),
         "seed": config.seed,
         "training_loss": round(record.loss, 5),
@@ -144,7 +146,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         add(f"--{name.replace('_', '-')}", type=int, default=getattr(defaults, name))
     for name in ("learning_rate", "weight_decay", "decay_fraction", "ema_decay"):
         add(f"--{name.replace('_', '-')}", type=float, default=getattr(defaults, name))
-    add("--min-snr-gamma", type=float)
+    add("--min-snr-gamma", type=float, help="weigh errors of x̂₀ by the signal-to-noise ratio, up to this")
+    add("--snr-floor", type=float, default=defaults.snr_floor, help="with --min-snr-gamma: the least weight")
     add("--sigma-data", type=float, help="for edm: the pictures' root mean square; default: measured")
     add("--zero-terminal-snr", action="store_true")
     add("--condition", choices=["body_type"], help="tell the network what kind of car each picture shows")
@@ -154,7 +157,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-KEPT = ("data", "size", "condition", "start", "sample_every", "snapshot_images")
+KEPT = ("data", "size", "condition", "start", "before", "sample_every", "snapshot_images")
 
 
 def configure(args: argparse.Namespace) -> tuple[TrainConfig, dict]:
@@ -166,7 +169,7 @@ def configure(args: argparse.Namespace) -> tuple[TrainConfig, dict]:
         asked = {name: getattr(args, name) for name in FREE_ON_RESUME}
         if all(args_value is None for args_value in (args.steps, args.images, args.minutes)):
             asked = {}
-        run = {name: about.get(name, getattr(args, name)) for name in KEPT}
+        run = {name: about.get(name, getattr(args, name, None)) for name in KEPT}
         return TrainConfig(**{**about["config"], **asked}), run
     preset = PRESETS.get(args.data, PRESETS["folder"])
     options = {name: getattr(args, name) for name in asdict(TrainConfig(steps=1)) if hasattr(args, name)}
@@ -175,13 +178,14 @@ def configure(args: argparse.Namespace) -> tuple[TrainConfig, dict]:
         options["network"]["cond_dim"] = len(stanford_cars.BODY_TYPES)
     if args.sigma_data is None:
         del options["sigma_data"]
-    run = {name: getattr(args, name) for name in KEPT} | {"size": args.size or preset["size"]}
+    run = {name: getattr(args, name, None) for name in KEPT} | {"size": args.size or preset["size"]}
     if args.start:
         if args.network or args.size or args.condition:
             raise ValueError("--start brings its own network, size and condition: leave them out")
         about = pretrained.card(args.start)
         options |= {name: about[name] for name in (*pretrained.NEEDED, "sigma_data") if name in about}
         run |= {"size": about.get("size", run["size"]), "condition": "body_type" if "conditions" in about else None}
+        run["before"] = {"name": Path(args.start).stem} | {k: about.get(k, 0) for k in ("images_seen", "seconds")}
     return TrainConfig(**options), run
 
 

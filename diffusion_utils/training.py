@@ -70,7 +70,7 @@ class StepRecord:
 def diffusion_loss(
     net: nn.Module, x0: Tensor, noise: Tensor, t: Tensor, schedule: Schedule,
     prediction_type: str, min_snr_gamma: float | None = None, sigma_data: float = 0.5,
-    cond: Tensor | None = None,
+    cond: Tensor | None = None, snr_floor: float = 0.0,
 ) -> Tensor:  # fmt: skip
     """Mean squared error between the network's answer for x_t and the target (DDPM eq. 14).
 
@@ -82,6 +82,7 @@ def diffusion_loss(
         min_snr_gamma: weigh each picture by `min_snr_weight`; None: weight 1.
         sigma_data: for "edm"; see `prediction`.
         cond: what describes each picture, (N, cond_dim).
+        snr_floor: the floor of `min_snr_weight`.
     """
     alpha, sigma = schedule.alpha_sigma(t, like=x0)
     x_t = alpha * x0 + sigma * noise
@@ -91,7 +92,7 @@ def diffusion_loss(
     error = (output - wanted).square().mean(dim=(1, 2, 3))
     if min_snr_gamma is not None:
         snr = schedule.snr(t).to(error)
-        error = error * min_snr_weight(prediction_type, snr, min_snr_gamma, sigma_data)
+        error = error * min_snr_weight(prediction_type, snr, min_snr_gamma, sigma_data, snr_floor)
     return error.mean()
 
 
@@ -183,7 +184,7 @@ def train(
             else:
                 loss = diffusion_loss(
                     net, x0, noise, t, schedule, config.prediction_type, config.min_snr_gamma,
-                    config.sigma_data, described,
+                    config.sigma_data, described, config.snr_floor,
                 )  # fmt: skip
             accelerator.backward(loss)
             grad_norm = accelerator.clip_grad_norm_(net.parameters(), config.clip_grad_norm)

@@ -208,18 +208,19 @@ def test_options_reach_the_configuration(tmp_path):
     args = train_command.parse(
         "--out x --minutes 3 --prediction-type v_prediction --schedule linear --batch-size 9 "
         "--seed 4 --num-train-timesteps 50 --weight-decay 0.5 --decay-fraction 0.1 --ema-decay 0.9 "
-        "--min-snr-gamma 5 --zero-terminal-snr --checkpoint-every 7 --warmup-steps 3 --sigma-data 0.4 "
+        "--min-snr-gamma 5 --snr-floor 0.5 --zero-terminal-snr --checkpoint-every 7 --warmup-steps 3 --sigma-data 0.4 "
         "--timestep-sampling lognormal --optimizer muon --cond-dropout 0.25".split()
     )
     config, run = train_command.configure(args)
     assert run == {
-        "data": "toy_cars", "size": 32, "condition": None, "start": None, "sample_every": 2000, "snapshot_images": 0,
+        "data": "toy_cars", "size": 32, "condition": None, "start": None, "before": None, "sample_every": 2000,
+        "snapshot_images": 0,
     }  # fmt: skip
     assert config.network == train_command.TOY
     expected = {
         "minutes": 3, "steps": None, "prediction_type": "v_prediction", "schedule": "linear",
         "batch_size": 9, "seed": 4, "num_train_timesteps": 50, "weight_decay": 0.5,
-        "decay_fraction": 0.1, "ema_decay": 0.9, "min_snr_gamma": 5, "zero_terminal_snr": True,
+        "decay_fraction": 0.1, "ema_decay": 0.9, "min_snr_gamma": 5, "snr_floor": 0.5, "zero_terminal_snr": True,
         "checkpoint_every": 7, "warmup_steps": 3, "sigma_data": 0.4, "timestep_sampling": "lognormal",
         "optimizer": "muon", "cond_dropout": 0.25,
     }  # fmt: skip
@@ -520,9 +521,11 @@ def test_a_student_is_tuned_from_weights_and_drawn_in_two_steps(tmp_path, few_ca
     assert (card["network"], card["conditions"]) == (about["network"], about["conditions"])
     drawing = ["--weights", str(out / "weights.safetensors"), "--out", str(tmp_path / "a.png")]
     sample_command.main([*drawing, "--count", "2"])
-    assert card["start"] == "weights"
+    assert card["start"] == {"name": "weights", "images_seen": about["images_seen"], "seconds": about["seconds"]}
+    assert card["images_seen"] == about["images_seen"] + 4 * 8
     with pytest.raises(ValueError, match="brings its own network, size and condition"):
         train("--data", "stanford_cars", "--start", weights, "--condition", "body_type", "--out", tmp_path / "no", *own)
     weights.unlink()
     train("--out", out, "--resume", "--steps", 6)  # the checkpoint has all it needs
-    assert pretrained.card(out / "weights.safetensors")["steps"] == 6
+    resumed = pretrained.card(out / "weights.safetensors")
+    assert resumed["steps"] == 6 and resumed["images_seen"] == about["images_seen"] + 6 * 8

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from diffusion_utils import evaluation, metrics, prediction, sampling, schedule, training
+from diffusion_utils import evaluation, guidance, metrics, prediction, sampling, schedule, training
 from diffusion_utils.networks import blocks
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
@@ -176,6 +176,22 @@ def test_taught_samplers_are_the_packages():
     h, h_prev = (a_s / s_s).log() - (a_t / s_t).log(), (a_t / s_t).log() - (a_p / s_p).log()
     ours = code["dpm_solver_step"](here.x_t, here.x0, before.x0, h, h_prev, a_s, s_s, s_t)
     assert torch.allclose(ours, after.x_t)
+
+
+def test_taught_guidance_is_the_packages():
+    code, s = taught("04_sampling"), schedule.cosine(1000)
+
+    class Described(nn.Module):  # answers what it is asked: any function of all three will do
+        def forward(self, x, t, cond=None):
+            return torch.tanh(x + t.reshape(-1, 1, 1, 1) / 500 + (0 if cond is None else cond.sum(1).reshape(-1, 1, 1, 1)))
+
+    denoiser = prediction.Denoiser(Described(), s, "sample")
+    x, t, cond = torch.randn(4, 3, 8, 8), torch.full((4,), 980), torch.rand(4, 5)
+    for scale in (0, 1, 2.5):
+        ours = code["guide"](denoiser(x, t, cond), denoiser(x, t, torch.zeros(4, 5)), scale)
+        assert torch.allclose(ours, guidance.Guided(denoiser, cond, guidance_scale=scale)(x, t), atol=1e-6)
+    for shift in (0, 10, 60):  # the last one would ask beyond the last timestep
+        assert torch.equal(code["ask_later"](denoiser, shift)(x, t), guidance.Guided(denoiser, time_shift=shift)(x, t))
 
 
 @pytest.mark.parametrize("skip", ["indices", "add", "concat"])

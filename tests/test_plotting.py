@@ -134,6 +134,14 @@ def test_save_grid_writes_the_grid_and_nothing_else(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["grid.png"]
 
 
+def test_save_grid_writes_a_jpeg_where_the_name_says_so(tmp_path):
+    images = torch.rand(4, 3, 16, 16) * 2 - 1
+    plotting.save_grid(images, tmp_path / "grid.jpg", columns=2)
+    with Image.open(tmp_path / "grid.jpg") as saved:
+        assert saved.format == "JPEG"
+        assert np.asarray(saved).shape == plotting.picture_grid(images, 2, scale=2).shape
+
+
 def test_save_grid_that_fails_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "grid.png"
     plotting.save_grid(plain(RED), path)

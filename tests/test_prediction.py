@@ -183,6 +183,15 @@ def test_the_weighted_loss_is_the_same_whatever_is_predicted(kind, sigma_data):
 
 
 @every_type
+@every_strength
+def test_with_a_floor_no_error_of_the_picture_counts_less(kind, sigma_data):
+    snr = torch.tensor([1e-4, 0.3, 1.0, 3.0, 5.0, 400.0], dtype=torch.float64)
+    on_x0 = torch.tensor([0.5, 0.5, 1.0, 3.0, 5.0, 5.0], dtype=torch.float64)
+    per_x0 = {"epsilon": snr, "sample": 1, "v_prediction": snr + 1, "edm": snr + 1 / sigma_data**2}[kind]
+    torch.testing.assert_close(min_snr_weight(kind, snr, 5, sigma_data, floor=0.5) * per_x0, on_x0)
+
+
+@every_type
 def test_the_weight_at_no_signal_is_the_limit(kind):
     limit = {"epsilon": 1.0, "sample": 0.0, "v_prediction": 0.0, "edm": 0.0}[kind]
     assert min_snr_weight(kind, torch.zeros(1)).item() == limit
@@ -259,3 +268,9 @@ def test_unknown_types_are_refused_everywhere():
 def test_a_cut_that_is_not_positive_is_refused(gamma):
     with pytest.raises(ValueError, match=f"gamma must be greater than 0, not {gamma}"):
         min_snr_weight("epsilon", torch.ones(1), gamma)
+
+
+@pytest.mark.parametrize("floor", [-0.1, 5.1])
+def test_a_floor_above_the_cut_is_refused(floor):
+    with pytest.raises(ValueError, match=rf"floor must lie in \[0, gamma\], not {floor}"):
+        min_snr_weight("sample", torch.ones(1), 5, floor=floor)

@@ -175,6 +175,14 @@ def test_min_snr_reaches_the_training_loop():
     assert plain != pytest.approx(weighted, rel=0.01)
 
 
+def test_the_floor_of_the_weights_reaches_the_training_loop():
+    first = [next(train(config(min_snr_gamma=5.0, snr_floor=floor), pictures())).loss for floor in (0.0, 1.0)]
+    assert first[1] > 1.01 * first[0]
+    for gamma, floor in ((None, 1.0), (5.0, 6.0), (5.0, -1.0)):
+        with pytest.raises(ValueError, match="snr_floor must lie in"):
+            config(min_snr_gamma=gamma, snr_floor=floor)
+
+
 def test_sigma_data_reaches_the_training_loop_and_what_it_hands_out():
     records = [next(train(config(prediction_type="edm", sigma_data=d), pictures())) for d in (0.5, 0.3)]
     assert [record.denoiser.sigma_data for record in records] == [0.5, 0.3]
