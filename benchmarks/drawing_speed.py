@@ -111,6 +111,6 @@ if __name__ == "__main__":
     try:
         main()
     except ModuleNotFoundError as missing:
-        sys.exit(f"error: {missing}: pip install denoising-diffusion-pytorch smalldiffusion")
+        sys.exit(f"error: {missing}: pip install denoising-diffusion-pytorch smalldiffusion diffusers")
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")

@@ -3,6 +3,7 @@
     pip install denoising-diffusion-pytorch smalldiffusion diffusers
     OMP_NUM_THREADS=2 python benchmarks/peers.py --size 32 --minutes 8 --count 256      # a CPU
     python benchmarks/peers.py --size 64 --minutes 8 --count 2048                        # a GPU
+    python benchmarks/peers.py ours --size 32 --minutes 8 --count 256 --shipped stanford-cars-1m
 
 Every peer keeps what it is known for, as published: network, noise schedule, what it predicts, loss,
 optimizer, learning rate and batch.  Everything else is the same for all: the pictures, the minutes, the
@@ -11,7 +12,8 @@ on a CPU; ours takes 100 steps), and four things that help the peers, most of wh
 them: clipped gradients, a learning rate that falls to 0 at the end, an average of the weights, which is
 what draws, and BatchNorm's statistics taken anew for that average.  Each runs in a process of its own,
 so that its memory can be told from that of the others.  Stanford Cars is looked for where
-STANFORD_CARS_ROOT points.
+STANFORD_CARS_ROOT points.  --shipped sets weights of the package beside them, which had their own time
+to learn.
 
 Writes benchmarks/results/peers-SIZE-DEVICE.json, a peer at a time; what it holds already is not
 measured again.
@@ -36,7 +38,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, AdamW
 from torch.optim.swa_utils import AveragedModel
 
-from diffusion_utils import networks, pretrained
+from diffusion_utils import drawing, networks, pretrained
 from diffusion_utils.data import to_uint8
 from diffusion_utils.evaluation import Reference
 from diffusion_utils.files import write_atomically
@@ -322,17 +324,38 @@ def measure(name: str, args: argparse.Namespace) -> dict:
     return {**result, "first_16": drawn[:16]}
 
 
+def measure_shipped(name: str, args: argparse.Namespace) -> dict:
+    """Compare weights of the package with the same held-out cars: drawn at their own size, as their
+    card advises, and shrunk to the size of the peers' pictures."""
+    train, held_out, description = load_data("stanford_cars", args.size)
+    card, how, seeds = pretrained.card(name), drawing.advice(name), range(args.count)
+    denoiser = drawing.load(name, seeds, how=how, device=args.device)
+    drawn = drawing.draw(denoiser, seeds, card["size"], how["sampler"], how["steps"], args.device).float()
+    drawn = F.interpolate(drawn, (args.size, args.size), mode="bicubic", antialias=True).round().clamp(0, 255)
+    kept = ("parameters", "macs", "images_seen", "seconds")
+    return {
+        "peer": name, "about": "weights of the package, after a training of their own", "minutes": None,
+        "count": args.count, "size": args.size, "drawn_at": card["size"], "data": description,
+        **{key: card[key] for key in kept}, **how, "trained_on": card["machine"], **pretrained.machine(),
+        **Reference(train, held_out).evaluate(drawn.to(torch.uint8)),
+    }  # fmt: skip
+
+
 def table(results: list[dict]) -> str:
-    """All peers as a Markdown table."""
+    """All peers as a Markdown table; what was not measured is a dash."""
+
+    def cell(result: dict, key: str, form: str, unit: str = "") -> str:
+        return format(result[key], form) + unit if key in result else "–"
+
     lines = [
         "| | parameters | MACs | images/s | images seen | 16 cars | memory | KID |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for r in results:
         lines.append(
-            f"| {r['peer']} | {r['parameters'] / 1e6:.1f} M | {r['macs'] / 1e6:,.0f} M | {r['images_per_second']:.0f} "
-            f"| {r['images_seen']:,} | {r['seconds_to_draw_16']:.1f} s | {r['peak_memory_mib']:,} MiB "
-            f"| {r['generated']['kid']:.3f} ± {r['generated']['kid_std']:.3f} |"
+            f"| {r['peer']} | {r['parameters'] / 1e6:.1f} M | {r['macs'] / 1e6:,.0f} M "
+            f"| {cell(r, 'images_per_second', '.0f')} | {r['images_seen']:,} | {cell(r, 'seconds_to_draw_16', '.1f', ' s')} "
+            f"| {cell(r, 'peak_memory_mib', ',', ' MiB')} | {r['generated']['kid']:.3f} ± {r['generated']['kid_std']:.3f} |"
         )
     return "\n".join(lines)
 
@@ -346,6 +369,7 @@ def main(arguments: list[str] | None = None) -> None:
     add("--count", type=int, default=748, help="how many pictures to draw for KID")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--out", type=Path, help="the JSON file; default: benchmarks/results/peers-SIZE-DEVICE.json")
+    add("--shipped", choices=pretrained.names(), help="set these weights of the package beside the peers")
     add("--one", action="store_true", help=argparse.SUPPRESS)  # one peer, in this very process
     args = parser.parse_args(arguments)
     unknown = [name for name in args.peers if name not in PEERS]
@@ -369,7 +393,12 @@ def main(arguments: list[str] | None = None) -> None:
         options = [f"--{key}={value}" for key, value in {**asked, "out": out, "device": args.device}.items()]
         subprocess.run([sys.executable, __file__, name, "--one", *options], check=True)
     results = json.loads(out.read_text())
-    print(table([r for r in results if {key: r[key] for key in asked} == asked]))
+    rows = [r for r in results if {key: r[key] for key in asked} == asked]
+    if args.shipped:
+        rows.append(measure_shipped(args.shipped, args))
+        text = json.dumps([r for r in results if r["peer"] != args.shipped] + rows[-1:], indent=2, ensure_ascii=False)
+        write_atomically(out, lambda path: path.write_text(text + "\n"))
+    print(table(rows))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """The search for the network of at most a million parameters: candidates, equal minutes each.
 
-    STANFORD_CARS_ROOT=… OMP_NUM_THREADS=2 python benchmarks/recipe.py                 # all, --minutes 3
-    STANFORD_CARS_ROOT=… OMP_NUM_THREADS=2 python benchmarks/recipe.py coarse --seed 1
+    STANFORD_CARS_ROOT=… OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/recipe.py             # all
+    STANFORD_CARS_ROOT=… OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/recipe.py coarse --seed 1
 
 Minutes, not images: a network that costs half as much sees twice as many pictures, which is the
 bargain to be struck.  What is compared is the error of x̂₀ on held-out cars, which a second seed moves
 far less than KID.  What is measured already is kept, so the command may be interrupted.  The minutes
-mean something only on a machine that does nothing else.  Writes benchmarks/results/recipe.json.
+mean something only on a processor core that does nothing else, which is what taskset is for.  Writes
+benchmarks/results/recipe.json.
 """
 
 import argparse
@@ -100,7 +101,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("candidates", nargs="*", help=f"default: all of {', '.join(CANDIDATES)}")
     parser.add_argument("--seed", type=int, help="default: 0, and 1 for those that decided")
-    parser.add_argument("--minutes", type=float, default=3)
+    parser.add_argument("--minutes", type=float, default=4)
     parser.add_argument("--out", type=Path, default=RESULT)
     args = parser.parse_args(arguments)
     unknown = [name for name in args.candidates if name not in CANDIDATES]

@@ -65,7 +65,7 @@ def save(path, images_seen=0, seed=0, size=32):
             parameter += 0.1 * torch.randn_like(parameter)
     about = {
         "network": TINY, "prediction_type": "sample", "schedule": "cosine", "num_train_timesteps": 100,
-        "zero_terminal_snr": False, "size": size, "images_seen": images_seen, "seconds": 1, "machine": "a test",
+        "zero_terminal_snr": False, "size": size, "parameters": 1, "macs": 1, "images_seen": images_seen, "seconds": 1, "machine": "a test",
         "conditions": KINDS, "held_out_error_of_x0_as_share_of_variance": {"t=9": 0.5},
     }  # fmt: skip
     pretrained.save(path, Denoiser(net, make_schedule("cosine", 100), "sample"), about)
@@ -151,6 +151,21 @@ def test_a_peer_is_trained_drawn_from_and_measured(tmp_path, small_peer, monkeyp
     assert (tmp_path / "peers-small.png").is_file()
     lines = peers.table([result]).splitlines()
     assert lines[2].startswith("| small | 0.0 M |") and len({line.count("|") for line in lines}) == 1
+
+
+def test_shipped_weights_are_shrunk_and_set_beside_the_peers(tmp_path, small_peer, monkeypatch, capsys):
+    monkeypatch.setattr(peers, "STEPS", 2)
+    monkeypatch.setattr(pretrained, "FOLDER", tmp_path)
+    save(tmp_path / "mine.safetensors", 500)
+    run_peers(tmp_path, "small")
+    own = ["--size", "16", "--minutes", "0.005", "--count", "6", "--device", "cpu", "--out", str(tmp_path / "peers.json")]
+    for _ in range(2):  # measured anew, not added twice
+        peers.main(["small", *own, "--shipped", "mine"])
+    small, mine = json.loads((tmp_path / "peers.json").read_text())
+    assert small["peer"] == "small" and mine["peer"] == "mine"
+    assert (mine["images_seen"], mine["drawn_at"], mine["size"], mine["minutes"]) == (500, 32, 16, None)
+    assert mine["floor"] == small["floor"] and set(mine["generated"]) == set(small["generated"])
+    assert capsys.readouterr().out.splitlines()[-1].startswith("| mine | 0.0 M |")
 
 
 def test_training_a_peer_learns(small_peer):
