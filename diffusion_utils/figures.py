@@ -1,4 +1,4 @@
-"""The pictures under images/, each made from the data or from shipped weights.
+"""The pictures under images/, each made from the data, from shipped weights or from what benchmarks/ measured.
 
     STANFORD_CARS_ROOT=… python -m diffusion_utils.figures            # all of them
     python -m diffusion_utils.figures samples --out images            # one
@@ -7,6 +7,7 @@ Nothing is picked: examples are the first held-out files by name, samples have s
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from diffusion_utils.data import stanford_cars, to_uint8, toy_cars
 from diffusion_utils.files import write_atomically
 from diffusion_utils.metrics import nearest
 from diffusion_utils.networks import build, stages
-from diffusion_utils.plotting import network_drawing, save_grid, strip
+from diffusion_utils.plotting import network_drawing, points, save_grid, strip
 from diffusion_utils.sampling import sample
 from diffusion_utils.train import CARS
 
@@ -131,8 +132,24 @@ def nearest_neighbours(out: Path) -> Path:
     return write_figure(figure, out / "nearest_neighbours.png")
 
 
+def learning_curve(out: Path, results: Path = Path("benchmarks/results")) -> Path:
+    """KID of the headline's snapshots against the pictures seen in training, for each time shift that
+    several were drawn with; measured by benchmarks/curve.py."""
+    rows = [row for path in sorted(results.glob("curve-*.json")) for row in json.loads(path.read_text())]
+    plain = [r for r in rows if (r["sampler"], r["steps"], r["guidance_scale"]) == ("dpm_solver_pp", 20, 1)]
+    lines = {}
+    for row in sorted(plain, key=lambda row: (row["time_shift"], row["images_seen"])):
+        name = f"time shift {row['time_shift']}" if row["time_shift"] else "no time shift"
+        lines.setdefault(name, []).append((row["images_seen"] / 1e6, 1000 * row["generated"]["kid"], ""))
+    lines = {name: line for name, line in lines.items() if len(line) > 1}
+    if not lines:
+        raise FileNotFoundError(f"{results} has no curve yet: run benchmarks/curve.py on a training's folder")
+    return write_figure(points(lines, "million pictures seen", "KID × 1000"), out / "learning_curve.png")
+
+
 FIGURES = {f.__name__: f for f in (
     examples, crops, samples, toy_samples, toy_examples, encoder_decoder, segnet, ladder, nearest_neighbours,
+    learning_curve,
 )}  # fmt: skip
 
 
