@@ -31,7 +31,9 @@ RESULTS = Path(__file__).parent / "results"
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="the run's folder")
-    parser.add_argument("--only", type=int, nargs="+", metavar="IMAGES", help="these snapshots; default: all")
+    parser.add_argument("--only", type=int, nargs="+", metavar="IMAGES",
+        help="these snapshots, by the number in their name: the pictures of this run alone, without those of what "
+        "it began with; default: all")  # fmt: skip
     parser.add_argument("--count", type=int, default=748, help="how many pictures to draw; default: as many as held out")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--ship", metavar="NAME", help="put this one snapshot's weights into the package")

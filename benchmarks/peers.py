@@ -336,7 +336,7 @@ def measure_shipped(name: str, args: argparse.Namespace) -> dict:
     return {
         "peer": name, "about": "weights of the package, after a training of their own", "minutes": None,
         "count": args.count, "size": args.size, "drawn_at": card["size"], "data": description,
-        **{key: card[key] for key in kept}, **how, "trained_on": card["machine"], **pretrained.machine(),
+        **{key: card[key] for key in kept}, "drawing": how, "trained_on": card["machine"], **pretrained.machine(),
         **Reference(train, held_out).evaluate(drawn.to(torch.uint8)),
     }  # fmt: skip
 
@@ -375,6 +375,9 @@ def main(arguments: list[str] | None = None) -> None:
     unknown = [name for name in args.peers if name not in PEERS]
     if unknown:
         raise ValueError(f"no peer named {unknown[0]!r}: choose out of {', '.join(PEERS)}")
+    card = pretrained.card(args.shipped) if args.shipped else None
+    if card and (not card["data"].startswith("Stanford Cars") or card["size"] < args.size):
+        raise ValueError(f"{args.shipped} ({card['data']}) cannot be set beside peers of {args.size}×{args.size} cars")
     out = args.out or RESULTS / f"peers-{args.size}-{args.device.split(':')[0]}.json"
     done = json.loads(out.read_text()) if out.exists() else []
     if args.one:
@@ -394,10 +397,12 @@ def main(arguments: list[str] | None = None) -> None:
         subprocess.run([sys.executable, __file__, name, "--one", *options], check=True)
     results = json.loads(out.read_text())
     rows = [r for r in results if {key: r[key] for key in asked} == asked]
-    if args.shipped:
+    if args.shipped:  # measured anew each time: the weights may be others by now
         rows.append(measure_shipped(args.shipped, args))
-        text = json.dumps([r for r in results if r["peer"] != args.shipped] + rows[-1:], indent=2, ensure_ascii=False)
-        write_atomically(out, lambda path: path.write_text(text + "\n"))
+        same = {key: rows[-1][key] for key in ("peer", "count", "size")}
+        others = [r for r in results if {key: r[key] for key in same} != same]
+        text = json.dumps(others + rows[-1:], indent=2, ensure_ascii=False) + "\n"
+        write_atomically(out, lambda path: path.write_text(text))
     print(table(rows))
 
 

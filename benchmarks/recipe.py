@@ -35,6 +35,10 @@ COARSE = {
 CANDIDATES = {
     "chosen": ("4 resolutions, 2×2 patches, learning rate 0.002", CARS_1M, {"learning_rate": 2e-3}),
     "slower": ("the same, learning rate 0.001", CARS_1M, {}),
+    "weighted": ("as chosen, errors weighted by the SNR, from 1 to 5", CARS_1M, {
+        "learning_rate": 2e-3, "min_snr_gamma": 5.0, "snr_floor": 1.0}),
+    "min-SNR": ("as chosen, errors weighted by the SNR, up to 5", CARS_1M, {
+        "learning_rate": 2e-3, "min_snr_gamma": 5.0}),
     "no attention": ("as slower, without attention", {**CARS_1M, "attention": []}, {}),
     "shallow": ("3 resolutions, 2×2 patches", {
         **CARS_1M, "channels": [32, 64, 112], "depth": [1, 1, 2], "attention": [8]}, {}),
@@ -46,7 +50,7 @@ CANDIDATES = {
     "coarse, attention 16": ("the same with attention at 16×16 as well", {**COARSE, "attention": [4, 8]}, {}),
     "first": ("the network of notebooks 02 and 03", CARS, {}),
 }  # fmt: skip
-TWICE = ("chosen", "slower", "fast", "coarse")  # what decided
+TWICE = ("chosen", "slower", "weighted", "fast", "coarse")  # what decided
 
 
 def configuration(name: str, seed: int, minutes: float, sigma_data: float) -> TrainConfig:

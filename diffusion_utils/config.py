@@ -77,14 +77,18 @@ class TrainConfig:
             )
         if all(getattr(self, name) is None for name in BUDGET):
             raise ValueError("say when to stop: give steps, images or minutes")
-        for name in (*BUDGET, "sigma_data", "batch_size", "learning_rate", "log_every", "checkpoint_every"):
+        for name in (*BUDGET, "sigma_data", "min_snr_gamma", "batch_size", "learning_rate", "log_every", "checkpoint_every"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be greater than 0, not {value}")
-        if not 0 <= self.snr_floor <= (self.min_snr_gamma or 0):
-            raise ValueError(
-                f"snr_floor must lie in [0, min_snr_gamma], not {self.snr_floor} with min_snr_gamma {self.min_snr_gamma}"
-            )
+        if self.snr_floor and self.min_snr_gamma is None:
+            raise ValueError("snr_floor is the least of the Min-SNR weights: give min_snr_gamma, too, such as 5")
+        if self.min_snr_gamma is not None and not 0 <= self.snr_floor <= self.min_snr_gamma:
+            raise ValueError(f"snr_floor must lie between 0 and min_snr_gamma {self.min_snr_gamma}, not {self.snr_floor}")
+        if self.snr_floor and self.prediction_type == "epsilon":
+            raise ValueError("snr_floor would weigh an error in ε by floor/SNR, without limit: ask for sample or v_prediction")
+        if self.objective == "consistency" and self.min_snr_gamma is not None:
+            raise ValueError("objective 'consistency' weighs its loss in its own way: leave min_snr_gamma out")
         if self.objective == "consistency" and self.zero_terminal_snr:
             raise ValueError("objective 'consistency' needs a little signal everywhere: leave zero_terminal_snr out")
         if not 0 <= self.cond_dropout <= 1:

@@ -136,14 +136,15 @@ def learning_curve(out: Path, results: Path = Path("benchmarks/results")) -> Pat
     """KID of the headline's snapshots against the pictures seen in training, for each time shift that
     several were drawn with; measured by benchmarks/curve.py."""
     rows = [row for path in sorted(results.glob("curve-*.json")) for row in json.loads(path.read_text())]
-    plain = [r for r in rows if (r["sampler"], r["steps"], r["guidance_scale"]) == ("dpm_solver_pp", 20, 1)]
+    plain = {"sampler": "dpm_solver_pp", "steps": 20, "guidance_scale": 1, "condition": None, "seed": 0, "count": 748}
+    rows = [row for row in rows if all(row[key] == value for key, value in plain.items())]
     lines = {}
-    for row in sorted(plain, key=lambda row: (row["time_shift"], row["images_seen"])):
+    for row in sorted(rows, key=lambda row: (row["time_shift"], row["images_seen"])):
         name = f"time shift {row['time_shift']}" if row["time_shift"] else "no time shift"
         lines.setdefault(name, []).append((row["images_seen"] / 1e6, 1000 * row["generated"]["kid"], ""))
     lines = {name: line for name, line in lines.items() if len(line) > 1}
     if not lines:
-        raise FileNotFoundError(f"{results} has no curve yet: run benchmarks/curve.py on a training's folder")
+        raise FileNotFoundError(f"{results} holds no two snapshots to compare: run benchmarks/curve.py on a training")
     return write_figure(points(lines, "million pictures seen", "KID × 1000"), out / "learning_curve.png")
 
 

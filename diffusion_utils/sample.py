@@ -24,7 +24,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     add = parser.add_argument
     drawing.add_arguments(parser)
-    add("--out", type=Path, required=True, help="the PNG to write")
+    add("--out", type=Path, required=True, help="the picture to write, .png or .jpg")
     add("--count", type=int, default=64)
     add("--columns", type=int, default=8)
     add("--eta", type=float, help="fresh noise per step, 0 … 1 (ddim only)")

@@ -25,7 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffusion_utils import pretrained
-from diffusion_utils.config import FREE_ON_RESUME, TrainConfig
+from diffusion_utils.config import BUDGET, FREE_ON_RESUME, TrainConfig
 from diffusion_utils.data import root_mean_square, stanford_cars, toy_cars
 from diffusion_utils.evaluation import error_per_timestep
 from diffusion_utils.files import write_atomically
@@ -54,6 +54,7 @@ PRESETS = {
     "folder": {"network": CARS_1M, "size": 64},
 }
 CONSISTENCY_DRAWING = {"sampler": "consistency", "steps": 2}
+COUNTED = ("images_seen", "steps", "seconds")  # of a model card, the start's included
 NON_COMMERCIAL = "trained on Stanford Cars (Krause et al. 2013): for non-commercial research only"
 LICENCES = {"stanford_cars": NON_COMMERCIAL, "toy_cars": "Apache-2.0, like the code"}
 
@@ -94,6 +95,7 @@ def model_card(
     before = run["before"] or {}
     start = {"start": before} if before else {}
     size = run["size"]
+    used = (record.images, record.step, round(record.seconds))
     return {
         "network": config.network,
         "prediction_type": config.prediction_type,
@@ -109,10 +111,8 @@ def model_card(
         "macs": pretrained.count_macs(record.denoiser.net, (3, size, size)),
         "data": description,
         "licence": LICENCES.get(run["data"], "that of the pictures it was trained on"),
-        # What the run began with has been trained, too: its pictures and seconds count.
-        "images_seen": record.images + before.get("images_seen", 0),
-        "steps": record.step,
-        "seconds": round(record.seconds) + before.get("seconds", 0),
+        # What the run began with has been trained, too: its pictures, steps and seconds count.
+        **{name: done + before.get(name, 0) for name, done in zip(COUNTED, used)},
         **pretrained.machine(),
         "seed": config.seed,
         "training_loss": round(record.loss, 5),
@@ -142,8 +142,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     for name in ("objective", "prediction_type", "schedule", "timestep_sampling", "optimizer",
                  "mixed_precision", "compile"):  # fmt: skip
         add(f"--{name.replace('_', '-')}", default=getattr(defaults, name))
-    for name in ("num_train_timesteps", "batch_size", "warmup_steps", "seed", "log_every", "checkpoint_every"):
+    for name in ("num_train_timesteps", "batch_size", "warmup_steps", "seed"):
         add(f"--{name.replace('_', '-')}", type=int, default=getattr(defaults, name))
+    for name in ("log_every", "checkpoint_every"):
+        add(f"--{name.replace('_', '-')}", type=int, help=f"steps; default {getattr(defaults, name)}")
     for name in ("learning_rate", "weight_decay", "decay_fraction", "ema_decay"):
         add(f"--{name.replace('_', '-')}", type=float, default=getattr(defaults, name))
     add("--min-snr-gamma", type=float, help="weigh errors of x̂₀ by the signal-to-noise ratio, up to this")
@@ -166,13 +168,15 @@ def configure(args: argparse.Namespace) -> tuple[TrainConfig, dict]:
     stored = args.out / "run.json"
     if args.resume and stored.is_file():
         about = json.loads(stored.read_text())
-        asked = {name: getattr(args, name) for name in FREE_ON_RESUME}
-        if all(args_value is None for args_value in (args.steps, args.images, args.minutes)):
-            asked = {}
+        budget = {name: getattr(args, name) for name in BUDGET}
+        asked = budget if any(value is not None for value in budget.values()) else {}
+        asked |= {k: getattr(args, k) for k in FREE_ON_RESUME - {*BUDGET} if getattr(args, k) is not None}
         run = {name: about.get(name, getattr(args, name, None)) for name in KEPT}
         return TrainConfig(**{**about["config"], **asked}), run
     preset = PRESETS.get(args.data, PRESETS["folder"])
-    options = {name: getattr(args, name) for name in asdict(TrainConfig(steps=1)) if hasattr(args, name)}
+    defaults = asdict(TrainConfig(steps=1))
+    options = {name: getattr(args, name) for name in defaults if hasattr(args, name)}
+    options |= {name: defaults[name] for name in ("log_every", "checkpoint_every") if options[name] is None}
     options["network"] = dict(args.network or preset["network"])
     if args.condition:
         options["network"]["cond_dim"] = len(stanford_cars.BODY_TYPES)
@@ -180,12 +184,15 @@ def configure(args: argparse.Namespace) -> tuple[TrainConfig, dict]:
         del options["sigma_data"]
     run = {name: getattr(args, name, None) for name in KEPT} | {"size": args.size or preset["size"]}
     if args.start:
-        if args.network or args.size or args.condition:
-            raise ValueError("--start brings its own network, size and condition: leave them out")
+        own = ("network", "size", "condition", "sigma_data")
+        own = [name for name in own if getattr(args, name)]
+        own += [name for name in pretrained.NEEDED if name != "network" and options[name] != defaults[name]]
+        if own:
+            raise ValueError(f"--start brings its own {own[0]}: leave --{own[0].replace('_', '-')} out")
         about = pretrained.card(args.start)
         options |= {name: about[name] for name in (*pretrained.NEEDED, "sigma_data") if name in about}
         run |= {"size": about.get("size", run["size"]), "condition": "body_type" if "conditions" in about else None}
-        run["before"] = {"name": Path(args.start).stem} | {k: about.get(k, 0) for k in ("images_seen", "seconds")}
+        run["before"] = {"name": Path(args.start).stem} | {k: about.get(k, 0) for k in COUNTED}
     return TrainConfig(**options), run
 
 

@@ -65,8 +65,8 @@ def save(path, images_seen=0, seed=0, size=32):
             parameter += 0.1 * torch.randn_like(parameter)
     about = {
         "network": TINY, "prediction_type": "sample", "schedule": "cosine", "num_train_timesteps": 100,
-        "zero_terminal_snr": False, "size": size, "parameters": 1, "macs": 1, "images_seen": images_seen, "seconds": 1, "machine": "a test",
-        "conditions": KINDS, "held_out_error_of_x0_as_share_of_variance": {"t=9": 0.5},
+        "zero_terminal_snr": False, "size": size, "data": "Stanford Cars train, 50", "parameters": 1, "macs": 1,
+        "images_seen": images_seen, "seconds": 1, "machine": "a test", "conditions": KINDS, "held_out_error_of_x0_as_share_of_variance": {"t=9": 0.5},
     }  # fmt: skip
     pretrained.save(path, Denoiser(net, make_schedule("cosine", 100), "sample"), about)
     return path
@@ -164,6 +164,12 @@ def test_shipped_weights_are_shrunk_and_set_beside_the_peers(tmp_path, small_pee
     small, mine = json.loads((tmp_path / "peers.json").read_text())
     assert small["peer"] == "small" and mine["peer"] == "mine"
     assert (mine["images_seen"], mine["drawn_at"], mine["size"], mine["minutes"]) == (500, 32, 16, None)
+    stored = {**mine, "count": 748}
+    (tmp_path / "peers.json").write_text(json.dumps([small, stored]))
+    peers.main(["small", *own, "--shipped", "mine"])  # another count is another measurement
+    assert json.loads((tmp_path / "peers.json").read_text()) == [small, stored, mine]
+    with pytest.raises(ValueError, match="cannot be set beside peers of 64×64 cars"):
+        peers.main(["small", "--size", "64", "--shipped", "mine", "--out", str(tmp_path / "no.json")])
     assert mine["floor"] == small["floor"] and set(mine["generated"]) == set(small["generated"])
     assert capsys.readouterr().out.splitlines()[-1].startswith("| mine | 0.0 M |")
 

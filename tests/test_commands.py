@@ -523,11 +523,14 @@ def test_a_student_is_tuned_from_weights_and_drawn_in_two_steps(tmp_path, few_ca
     assert (card["network"], card["conditions"]) == (about["network"], about["conditions"])
     drawing = ["--weights", str(out / "weights.safetensors"), "--out", str(tmp_path / "a.png")]
     sample_command.main([*drawing, "--count", "2"])
-    assert card["start"] == {"name": "weights", "images_seen": about["images_seen"], "seconds": about["seconds"]}
+    counted = ("images_seen", "steps", "seconds")
+    assert card["start"] == {"name": "weights"} | {name: about[name] for name in counted}
     assert card["images_seen"] == about["images_seen"] + 4 * 8
-    with pytest.raises(ValueError, match="brings its own network, size and condition"):
-        train("--data", "stanford_cars", "--start", weights, "--condition", "body_type", "--out", tmp_path / "no", *own)
+    for option, value in (("condition", "body_type"), ("size", 8), ("schedule", "linear"), ("sigma-data", 0.4)):
+        with pytest.raises(ValueError, match=f"brings its own .*: leave --{option} out"):
+            train("--data", "stanford_cars", "--start", weights, f"--{option}", value, "--out", tmp_path / "no", *own)
     weights.unlink()
     train("--out", out, "--resume", "--steps", 6)  # the checkpoint has all it needs
     resumed = pretrained.card(out / "weights.safetensors")
-    assert resumed["steps"] == 6 and resumed["images_seen"] == about["images_seen"] + 6 * 8
+    assert resumed["steps"] == about["steps"] + 6 and resumed["images_seen"] == about["images_seen"] + 6 * 8
+    assert resumed["config"]["log_every"] == 2  # more steps, and all else as it was

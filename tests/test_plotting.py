@@ -136,6 +136,10 @@ def test_save_grid_writes_the_grid_and_nothing_else(tmp_path):
 
 def test_save_grid_writes_a_jpeg_where_the_name_says_so(tmp_path):
     images = torch.rand(4, 3, 16, 16) * 2 - 1
+    noise = torch.randint(0, 2, (64, 3, 64, 64), dtype=torch.uint8) * 255  # more bytes than Pillow's buffer takes
+    plotting.save_grid(noise, tmp_path / "noise.JPEG", aspect=1, scale=1)
+    with Image.open(tmp_path / "noise.JPEG") as saved:
+        assert saved.format == "JPEG"
     plotting.save_grid(images, tmp_path / "grid.jpg", columns=2)
     with Image.open(tmp_path / "grid.jpg") as saved:
         assert saved.format == "JPEG"

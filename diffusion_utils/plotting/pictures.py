@@ -49,12 +49,13 @@ def save_grid(
 ) -> None:
     """Write `picture_grid(images, …)` to `path`, whole or not at all; makes its folder.
 
-    As JPEG where the name ends in .jpg, a seventh of the size and hardly to be told from it; else as
-    PNG, exactly.
+    As JPEG where the name ends in .jpg or .jpeg, a seventh of the size and hardly to be told from it;
+    else as PNG, exactly.
     """
     picture = Image.fromarray(picture_grid(images, columns, aspect, scale))
-    form = {"format": "JPEG", "quality": 92} if Path(path).suffix == ".jpg" else {"format": "PNG"}
-    write_atomically(path, lambda temporary: picture.save(temporary, optimize=True, **form))
+    jpeg = Path(path).suffix.lower() in (".jpg", ".jpeg")
+    form = {"format": "JPEG", "quality": 92} if jpeg else {"format": "PNG", "optimize": True}
+    write_atomically(path, lambda temporary: picture.save(temporary, **form))
 
 
 def show_grid(
