@@ -94,6 +94,8 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dic
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: start the run without --resume")
+    # Several processes on a CPU call it "cpu:0", a place that torch.load does not know.
+    device = "cpu" if torch.device(device).type == "cpu" else device
     try:
         state = torch.load(path, map_location=device, weights_only=True)
         if not {"config", "step", "net", "ema", "optimizer"} <= set(state):

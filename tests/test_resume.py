@@ -395,6 +395,9 @@ torch.set_num_threads(1)
 folder, options = sys.argv[1], json.loads(sys.argv[2])
 images = torch.load(folder + "/pictures.pt")
 for record in train(TrainConfig(**options), images, folder + "/two"):
+    break  # half-way, after a checkpoint
+PartialState().wait_for_everyone()  # until it is written
+for record in train(TrainConfig(**options), images, folder + "/two", resume=True):
     pass
 try:
     next(train(TrainConfig(**{**options, "batch_size": 5}), images))
@@ -413,10 +416,10 @@ def free_port():
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
-def test_two_processes_train_the_same_network_as_one(tmp_path):
+def test_two_processes_that_are_resumed_train_the_same_network_as_one(tmp_path):
     """Started as by torchrun: `accelerate launch --cpu` starts one process, whatever is asked."""
     options = {
-        "network": TINY, "steps": 8, "batch_size": 6, "warmup_steps": 2, "log_every": 4,
+        "network": TINY, "steps": 8, "batch_size": 6, "warmup_steps": 2, "log_every": 4, "checkpoint_every": 4,
         "mixed_precision": "no", "compile": "no",
     }  # fmt: skip
     torch.save(pictures(), tmp_path / "pictures.pt")
