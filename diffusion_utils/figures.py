@@ -148,9 +148,25 @@ def learning_curve(out: Path, results: Path = Path("benchmarks/results")) -> Pat
     return write_figure(points(lines, "million pictures seen", "KID × 1000"), out / "learning_curve.png")
 
 
+def peers(out: Path, results: Path = Path("benchmarks/results"), run: str = "peers-32-cpu") -> Path:
+    """What each network of benchmarks/peers.py draws after equal minutes of training, seeds 0 … 7."""
+    drawn, labels = [], []
+    for row in json.loads((results / f"{run}.json").read_text()):
+        grid = results / f"{run}-{row['peer'].replace(' ', '-')}.png"
+        if grid.exists():  # weights of the package have none
+            pixels = torch.from_numpy(np.array(Image.open(grid).convert("RGB"))).permute(2, 0, 1)
+            # As benchmarks/peers.py saves them: rows of eight, twice the size, a little apart.
+            height, width = 2 * row["size"], round(2 * row["size"] * 4 / 3)
+            starts = range(0, pixels.shape[2], round((pixels.shape[2] - width) / 7))
+            drawn.append(torch.stack([pixels[:, :height, i : i + width] for i in starts]))
+            labels.append(f"{row['peer']}, {row['parameters'] / 1e6:.0f} M")
+    figure = strip(drawn, [f"seed {i}" for i in range(8)], labels, width=5)
+    return write_figure(figure, out / f"{run}.png")
+
+
 FIGURES = {f.__name__: f for f in (
     examples, crops, samples, toy_samples, toy_examples, encoder_decoder, segnet, ladder, nearest_neighbours,
-    learning_curve,
+    learning_curve, peers,
 )}  # fmt: skip
 
 

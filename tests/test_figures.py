@@ -3,8 +3,10 @@
 import json
 
 import pytest
+import torch
 
 from diffusion_utils import figures
+from diffusion_utils.plotting import save_grid
 
 
 def row(images_seen, kid, **how):
@@ -28,6 +30,20 @@ def test_the_learning_curve_has_a_line_per_time_shift(tmp_path, monkeypatch):
         "no time shift": [(0.25, 400, ""), (1, 300, "")],
         "time shift 30": [(0.25, 300, ""), (2, 200, "")],
     }]  # fmt: skip
+
+
+def test_the_peers_pictures_are_cut_out_of_their_grids(tmp_path, monkeypatch):
+    pictures = torch.arange(16).reshape(16, 1, 1, 1) * torch.full((1, 3, 32, 32), 15)
+    save_grid(pictures.to(torch.uint8), tmp_path / "peers-32-cpu-a-net.png", 8)
+    rows = [{"peer": "a net", "parameters": 2_000_000, "size": 32}, {"peer": "of the package", "parameters": 1, "size": 32}]
+    (tmp_path / "peers-32-cpu.json").write_text(json.dumps(rows))
+    given = []
+    strip = figures.strip
+    monkeypatch.setattr(figures, "strip", lambda *args, **more: given.append(args) or strip(*args, **more))
+    assert figures.peers(tmp_path, tmp_path).read_bytes().startswith(b"\x89PNG")
+    ((drawn, _, labels),) = given
+    assert labels == ["a net, 2 M"] and len(drawn) == 1 and drawn[0].shape == (8, 3, 64, 85)
+    assert [cell.unique().tolist() for cell in drawn[0]] == [[15 * i] for i in range(8)]  # nothing of the white between
 
 
 def test_without_measurements_there_is_no_learning_curve(tmp_path):

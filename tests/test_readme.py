@@ -69,6 +69,20 @@ def test_ways_of_drawing_are_as_measured(way):
     assert row["count"] == 748 and f"{1000 * row['floor']['kid']:.2f}".replace("-", "−") in TEXT
 
 
+def test_the_table_of_peers_is_as_measured():
+    rows = [r for r in json.loads((ROOT / "benchmarks/results/peers-32-cpu.json").read_text()) if r["minutes"]]
+    assert len(rows) == 5 and {(r["minutes"], r["size"], r["count"]) for r in rows} == {(5, 32, 256)}
+    for r in rows:
+        (line,) = [line for line in TEXT.splitlines() if line.startswith(f"| {r['peer']} |") and " MiB " in line]
+        assert [cell.strip() for cell in line.split("|")[2:-1]] == [
+            f"{r['parameters'] / 1e6:.1f} M", f"{r['macs'] / 1e6:,.0f} M", f"{r['images_per_second']:.0f}",
+            f"{r['images_seen']:,}", f"{r['seconds_to_draw_16']:.1f} s", f"{r['peak_memory_mib']:,} MiB",
+            f"{r['generated']['kid']:.3f} ± {r['generated']['kid_std']:.3f}",
+        ]  # fmt: skip
+        assert f"real against real {r['floor']['kid']:.4f}".replace("-", "−") in TEXT
+        assert f"{r['machine']}, {r['date']}, with a training on the other core" in TEXT
+
+
 def test_links_and_pictures_exist():
     targets = re.findall(r"\]\(([^)\s]+)\)", TEXT)
     assert len(targets) > 10
