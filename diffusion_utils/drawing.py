@@ -92,7 +92,7 @@ def draw(
 ) -> Tensor:  # fmt: skip
     """One uint8 picture per seed, (N, 3, size, size), drawn a batch at a time; options go to `sample`."""
     drawn = []
-    for i in tqdm(range(0, len(seeds), BATCH), desc="drawing", leave=False):
+    for i in tqdm(range(0, len(seeds), BATCH), desc="drawing", leave=False, disable=len(seeds) <= BATCH):
         part = denoiser.part(slice(i, i + BATCH)) if isinstance(denoiser, Guided) else denoiser
         pictures = sample(part, seeds[i : i + BATCH], (3, size, size), sampler, steps, device, **options)
         drawn.append(to_uint8(pictures).cpu())

@@ -45,6 +45,8 @@ class Muon:
 
     def step(self) -> None:
         for matrix, weight in zip(self.matrices, self.weights):
+            # Whoever moved the network since (as accelerate does) gave its weights other memory.
+            matrix.data = weight.detach().view(len(weight), -1)
             matrix.grad = None if weight.grad is None else weight.grad.flatten(1)
         self.muon.step()
         self.adamw.step()

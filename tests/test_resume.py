@@ -416,11 +416,12 @@ def free_port():
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
-def test_two_processes_that_are_resumed_train_the_same_network_as_one(tmp_path):
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_two_processes_that_are_resumed_train_the_same_network_as_one(tmp_path, optimizer):
     """Started as by torchrun: `accelerate launch --cpu` starts one process, whatever is asked."""
     options = {
         "network": TINY, "steps": 8, "batch_size": 6, "warmup_steps": 2, "log_every": 4, "checkpoint_every": 4,
-        "mixed_precision": "no", "compile": "no",
+        "mixed_precision": "no", "compile": "no", "optimizer": optimizer,
     }  # fmt: skip
     torch.save(pictures(), tmp_path / "pictures.pt")
     done = python(
@@ -441,8 +442,8 @@ def test_two_processes_that_are_resumed_train_the_same_network_as_one(tmp_path):
     for part in ("net", "ema"):
         assert one[part].keys() == two[part].keys()
         for name, value in one[part].items():
-            torch.testing.assert_close(two[part][name], value, atol=1e-5, rtol=1e-5)
-    moved = max((one["net"][k] - untrained[k]).abs().max().item() for k in untrained)
-    assert moved > 1e-3  # so "close" says something
+            torch.testing.assert_close(two[part][name], value, atol=1e-4, rtol=1e-4)  # Muon rounds to bfloat16
+    moved = {k: (one["net"][k] - untrained[k]).abs().max().item() for k in untrained}
+    assert min(moved[k] for k in untrained if k.endswith("weight")) > 1e-3  # so "close" says something
     logs = [read_log(tmp_path / name / "log.jsonl") for name in ("one", "two")]
     assert [r["step"] for r in logs[0]] == [r["step"] for r in logs[1]] == [4, 8]
