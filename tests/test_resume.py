@@ -439,10 +439,11 @@ def test_two_processes_that_are_resumed_train_the_same_network_as_one(tmp_path, 
     one, two = (load_checkpoint(tmp_path / name / "checkpoint.pt") for name in ("one", "two"))
     torch.manual_seed(0)
     untrained = training.networks.build(**TINY).state_dict()
+    close = 1e-4 if optimizer == "muon" else 1e-5  # Muon rounds to bfloat16
     for part in ("net", "ema"):
         assert one[part].keys() == two[part].keys()
         for name, value in one[part].items():
-            torch.testing.assert_close(two[part][name], value, atol=1e-4, rtol=1e-4)  # Muon rounds to bfloat16
+            torch.testing.assert_close(two[part][name], value, atol=close, rtol=close)
     moved = {k: (one["net"][k] - untrained[k]).abs().max().item() for k in untrained}
     assert min(moved[k] for k in untrained if k.endswith("weight")) > 1e-3  # so "close" says something
     logs = [read_log(tmp_path / name / "log.jsonl") for name in ("one", "two")]
