@@ -1,7 +1,8 @@
 """Weights, and how to draw with them: what the commands `sample` and `evaluate` have in common.
 
 A model card may say how its weights draw best, under "drawing": sampler, steps, and the guidance
-("guidance_scale", "guide", "interval") and "time_shift".  The command line has the last word.
+("guidance_scale", "guide" or "skip_layers", "interval") and "time_shift".  The command line has the
+last word.
 """
 
 import argparse
@@ -13,14 +14,14 @@ from tqdm import tqdm
 
 from diffusion_utils import pretrained
 from diffusion_utils.data import to_uint8
-from diffusion_utils.guidance import Guided, conditions
+from diffusion_utils.guidance import Guided, conditions, skip_layers
 from diffusion_utils.prediction import Denoiser
 from diffusion_utils.sampling import SAMPLERS, sample
 
 BATCH = 64
 DEFAULTS = {
-    "sampler": "dpm_solver_pp", "steps": 20, "guidance_scale": 1.0, "guide": None, "interval": None,
-    "time_shift": 0,
+    "sampler": "dpm_solver_pp", "steps": 20, "guidance_scale": 1.0, "guide": None, "skip_layers": None,
+    "interval": None, "time_shift": 0,
 }  # fmt: skip
 
 
@@ -38,6 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser, weights: bool = True) -> None
     add("--guidance-scale", type=float, help="1: no guidance; default: what the model card advises, else 1")
     add("--guide", help="weights of a weaker network to be guided by (autoguidance); none: by the network "
         "itself without the condition (classifier-free guidance)")  # fmt: skip
+    add("--skip-layers", nargs="+", metavar="LAYER", help="be guided by the network itself without these residual "
+        "blocks or attention layers, e.g. encoder.7 (skip-layer guidance); none: do not skip any")  # fmt: skip
     add("--interval", type=int, nargs=2, metavar=("LOWEST", "HIGHEST"),
         help="timesteps at which to guide, 0 999 for all; default: what the card advises, else all")  # fmt: skip
     add("--time-shift", type=int, help="ask the network about a timestep so much noisier than it is, which buries "
@@ -51,10 +54,22 @@ def advice(weights: str) -> dict:
 
 
 def settings(args: argparse.Namespace) -> dict:
-    """What the command line asks for, and the card's advice where it asks for nothing."""
+    """What the command line asks for, and the card's advice where it asks for nothing.
+
+    Raises:
+        ValueError: both a guide and layers to skip: there can be one worse guess.
+    """
     asked = {name: getattr(args, name) for name in DEFAULTS if getattr(args, name) is not None}
-    chosen = {**advice(args.weights), **asked}
-    return {**chosen, "guide": None if chosen["guide"] == "none" else chosen["guide"]}
+    if asked.get("guide") == "none":
+        asked["guide"] = None
+    if asked.get("skip_layers") == ["none"]:
+        asked["skip_layers"] = None
+    if asked.get("guide") and asked.get("skip_layers"):
+        raise ValueError("--guide and --skip-layers both make the worse guess: choose one of them")
+    chosen = advice(args.weights)
+    if "guide" in asked or "skip_layers" in asked:  # another worse guess than the card's
+        chosen |= {"guide": None, "skip_layers": None}
+    return {**chosen, **asked}
 
 
 def load(
@@ -70,7 +85,8 @@ def load(
         how: from `settings`; default: `advice`.
 
     Raises:
-        ValueError: a condition for weights that take none, or guidance away from nothing.
+        ValueError: a condition for weights that take none, guidance away from nothing, or layers to
+            skip that the network does not have.
         FileNotFoundError: no such weights.
     """
     denoiser, how = pretrained.load(weights, device), how or advice(weights)
@@ -80,6 +96,8 @@ def load(
     if shares is not None and condition != "none":
         cond = conditions(shares, seeds, condition).to(device)
     guide = pretrained.load(how["guide"], device) if how["guide"] else None
+    if how["skip_layers"]:
+        guide = skip_layers(denoiser, how["skip_layers"])
     if cond is None and guide is None and how["guidance_scale"] == 1 and not how["time_shift"]:
         return denoiser
     interval = how["interval"] and tuple(how["interval"])

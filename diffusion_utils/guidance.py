@@ -11,6 +11,8 @@ variety.  Where the two come from makes the kind:
     classifier-free guidance   with and without the description   Ho & Salimans 2022 (2207.12598), eq. 6
     autoguidance               the network and a smaller or less trained one, both
                                described alike   Karras et al. 2024 (2406.02507), eq. 2
+    skip-layer guidance        the network and itself without some of its layers, both
+                               described alike   Hyung et al. 2024 (2411.18664)
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diffusion_utils.networks import without
 from diffusion_utils.prediction import Denoiser
 from diffusion_utils.schedule import Schedule
 
@@ -32,6 +35,8 @@ class Guided:
         Guided(denoiser, cond, guidance_scale=2)                classifier-free guidance
         Guided(denoiser, guide=weaker, guidance_scale=2)        autoguidance, without description
         Guided(denoiser, cond, weaker, guidance_scale=2)        autoguidance, both described
+
+    For skip-layer guidance `weaker` is `skip_layers(denoiser, ["encoder.7"])`.
 
     Attributes:
         denoiser: gives the better guess.
@@ -95,6 +100,19 @@ class Guided:
     def _within(self, t: Tensor) -> bool:
         """Whether to guide at t; reading t makes a GPU wait, so only where there is an interval."""
         return self.interval is None or self.interval[0] <= int(t[0]) <= self.interval[1]
+
+
+def skip_layers(denoiser: Denoiser, layers: Sequence[str]) -> Denoiser:
+    """The same denoiser, its network without some residual blocks or attention layers: a guide that
+    makes the same kind of mistakes, and more of them, and needs no weights of its own.
+
+    Args:
+        layers: names of modules, such as "encoder.7".
+
+    Raises:
+        ValueError: the network has no such residual block or attention layer.
+    """
+    return replace(denoiser, net=without(denoiser.net, layers))
 
 
 def conditions(shares: Mapping[str, float], seeds: Sequence[int], name: str | None = None) -> Tensor:

@@ -241,8 +241,8 @@ def test_a_measured_snapshot_is_shipped_with_its_guide(tmp_path, monkeypatch):
     assert pretrained.names() == ["mine", "mine-guide"]
     card = pretrained.card("mine")
     assert card["drawing"] == {
-        "sampler": "dpm_solver_pp", "steps": 2, "guidance_scale": 2, "guide": "mine-guide", "interval": None,
-        "time_shift": 0,
+        "sampler": "dpm_solver_pp", "steps": 2, "guidance_scale": 2, "guide": "mine-guide", "skip_layers": None,
+        "interval": None, "time_shift": 0,
     }  # fmt: skip
     assert card["generated"] == row["generated"] and card["images_seen"] == 200
     assert pretrained.card("mine-guide")["images_seen"] == 100

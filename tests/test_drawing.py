@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from diffusion_utils import drawing, pretrained
-from diffusion_utils.guidance import conditions
+from diffusion_utils.guidance import conditions, skip_layers
 from diffusion_utils.prediction import Denoiser
 from diffusion_utils.sampling import sample
 
@@ -76,8 +76,8 @@ def test_guidance_is_that_of_the_command_line(files):
 
 
 def test_the_card_advises_and_the_command_line_decides(files, tmp_path):
-    advice = {"sampler": "ddpm", "steps": 7, "guidance_scale": 3.0, "guide": str(files["weak"]), "interval": [1, 50],
-              "time_shift": 3}  # fmt: skip
+    advice = {"sampler": "ddpm", "steps": 7, "guidance_scale": 3.0, "guide": str(files["weak"]), "skip_layers": None,
+              "interval": [1, 50], "time_shift": 3}  # fmt: skip
     path = shipped(tmp_path / "advised.safetensors", 1, conditions=SHARES, drawing=advice)
     assert drawing.settings(parse(path)) == advice
     guided = load(path)
@@ -85,11 +85,39 @@ def test_the_card_advises_and_the_command_line_decides(files, tmp_path):
     assert guided.time_shift == 3
     own = parse(path, "--sampler", "ddim", "--steps", 9, "--guidance-scale", 1.5, "--guide", "none")
     assert drawing.settings(own) == {
-        "sampler": "ddim", "steps": 9, "guidance_scale": 1.5, "guide": None, "interval": [1, 50],
-        "time_shift": 3,
+        "sampler": "ddim", "steps": 9, "guidance_scale": 1.5, "guide": None, "skip_layers": None,
+        "interval": [1, 50], "time_shift": 3,
     }  # fmt: skip
     assert drawing.load(path, range(2), how=drawing.settings(own)).guide is None
     assert drawing.load(path, range(2)).guide is not None and drawing.advice(path) == advice
+
+
+@torch.no_grad()
+def test_layers_are_skipped_in_the_guide(files):
+    guided = load(files["told"], "--guidance-scale", 2, "--skip-layers", "encoder.0")
+    x, t = torch.randn(5, *SHAPE), torch.full((5,), 60)
+    worse = skip_layers(guided.denoiser, ["encoder.0"])(x, t, guided.cond)
+    better = guided.denoiser(x, t, guided.cond)
+    assert not torch.equal(better, worse)
+    torch.testing.assert_close(guided(x, t), worse + 2 * (better - worse))
+
+
+def test_another_worse_guess_takes_the_place_of_the_advised_one(files, tmp_path):
+    def chosen(advised, *arguments):
+        path = shipped(tmp_path / "advised.safetensors", 1, conditions=SHARES, drawing=advised)
+        how = drawing.settings(parse(path, *arguments))
+        return how["guide"], how["skip_layers"]
+
+    skip, guide = {"skip_layers": ["encoder.0"]}, {"guide": "weak"}
+    assert chosen(skip) == (None, ["encoder.0"])
+    assert chosen(skip, "--guide", "other") == ("other", None)
+    assert chosen(skip, "--skip-layers", "none") == chosen(skip, "--guide", "none") == (None, None)
+    assert chosen(guide) == ("weak", None)
+    assert chosen(guide, "--skip-layers", "decoder.1") == (None, ["decoder.1"])
+    assert chosen(guide, "--skip-layers", "none") == (None, None)
+    assert chosen(guide, "--guide", "other", "--skip-layers", "none") == ("other", None)
+    with pytest.raises(ValueError, match="--guide and --skip-layers both make the worse guess"):
+        chosen({}, "--guide", "other", "--skip-layers", "decoder.1")
 
 
 def test_a_time_shift_alone_needs_no_condition(files):
@@ -118,6 +146,7 @@ def test_guided_pictures_are_those_of_their_seeds_in_whatever_batches(files, mon
         ("plain", ["--condition", "red"], "takes no condition: leave --condition out"),
         ("told", ["--condition", "pink"], "choose one of red, green, blue"),
         ("plain", ["--guidance-scale", "2"], "needs a worse guess to walk away from"),
+        ("plain", ["--guidance-scale", "2", "--skip-layers", "stem"], "cannot do without 'stem'"),
         ("told", ["--guidance-scale", "2", "--condition", "none"], "needs a worse guess to walk away from"),
     ],
 )

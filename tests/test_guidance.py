@@ -1,10 +1,15 @@
 """Guidance: what it computes, what it asks the networks, and what comes of it."""
 
+import copy
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
-from diffusion_utils.guidance import Guided, conditions
+from diffusion_utils import networks
+from diffusion_utils.guidance import Guided, conditions, skip_layers
+from diffusion_utils.networks.blocks import ResBlock, SelfAttention
 from diffusion_utils.prediction import Denoiser
 from diffusion_utils.sampling import SAMPLERS, sample
 from diffusion_utils.schedule import make_schedule
@@ -101,6 +106,48 @@ def test_the_network_is_asked_about_a_later_timestep(t, shift, heard):
     assert values(guided(X, torch.tensor([t, t]))) == [heard, heard]
     guided = Guided(hears, guide=says(0.0), guidance_scale=2, interval=(t, t), time_shift=shift)
     assert values(guided(X, torch.tensor([t, t]))) == [2 * heard, 2 * heard]
+
+
+def learnt(name):
+    """A network of each kind in which every layer adds something."""
+    torch.manual_seed(0)
+    options = {
+        "resnet": {"channels": [8, 8, 16], "attention": [4], "stem": 1},
+        "unet": {"channels": [8, 16], "attention": [2]},
+    }  # fmt: skip
+    net = networks.build(name, **options[name]).eval()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return Denoiser(net, SCHEDULE, "sample")
+
+
+X8 = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("name", ["resnet", "unet"])
+@torch.no_grad()
+def test_a_skipped_layer_adds_nothing(name):
+    whole = learnt(name)
+    layers = [n for n, layer in whole.net.named_modules() if isinstance(layer, ResBlock | SelfAttention)]
+    assert {type(whole.net.get_submodule(n)) for n in layers} == {ResBlock, SelfAttention}
+    before = whole(X8, T)
+    for layer in layers:
+        weaker = skip_layers(whole, [layer])
+        # What a layer adds comes out of its last convolution: one of zeros says the same.
+        silent = copy.deepcopy(whole.net)
+        last = silent.get_submodule(layer)
+        last = last.conv2 if isinstance(last, ResBlock) else last.out
+        torch.nn.init.zeros_(last.weight), torch.nn.init.zeros_(last.bias)
+        assert torch.equal(weaker(X8, T), replace(whole, net=silent)(X8, T))
+        assert not torch.equal(weaker(X8, T), before)
+    assert torch.equal(whole(X8, T), before)  # itself it skips nothing
+
+
+def test_layers_that_cannot_be_skipped_are_an_error():
+    for layer in ("encoder.1", "nothing", ""):
+        with pytest.raises(ValueError, match=r"cannot do without .*: choose out of encoder\.0, "):
+            skip_layers(learnt("resnet"), [layer])
 
 
 def test_guidance_away_from_nothing_is_an_error():

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from diffusion_utils.networks.blocks import without
 from diffusion_utils.networks.resnet import ResNetEncoderDecoder
 from diffusion_utils.networks.segnet import SegNet
 from diffusion_utils.networks.unet import UNet

@@ -1,6 +1,8 @@
 """The bricks that every network here is built from."""
 
+import copy
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -78,6 +80,8 @@ class ResBlock(nn.Module):
         (N, in_channels, H, W) and (N, embedding_dim) to (N, out_channels, H, W).
     """
 
+    skipped = False  # see `without`
+
     def __init__(self, in_channels: int, out_channels: int, embedding_dim: int):
         super().__init__()
         self.norm1 = group_norm(in_channels)
@@ -92,6 +96,8 @@ class ResBlock(nn.Module):
         nn.init.zeros_(self.conv2.bias)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        if self.skipped:
+            return self.carry(x)
         h = self.conv1(F.silu(self.norm1(x)))
         scale, shift = self.scale_shift(embedding)[:, :, None, None].chunk(2, dim=1)
         h = self.norm2(h) * (1 + scale) + shift
@@ -109,6 +115,8 @@ class SelfAttention(nn.Module):
         head_channels: of each head; where it does not divide C there is one head.
     """
 
+    skipped = False  # see `without`
+
     def __init__(self, channels: int, head_channels: int = 32):
         super().__init__()
         self.heads = channels // head_channels if channels % head_channels == 0 else 1
@@ -119,11 +127,32 @@ class SelfAttention(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.skipped:
+            return x
         n, c, height, width = x.shape
         # (N, 3C, H, W) to three of (N, heads, H·W, C/heads)
         q, k, v = self.qkv(self.norm(x)).reshape(n, 3, self.heads, -1, height * width).transpose(3, 4).unbind(1)
         found = F.scaled_dot_product_attention(q, k, v)
         return x + self.out(found.transpose(2, 3).reshape(n, c, height, width))
+
+
+def without(net: nn.Module, layers: Sequence[str]) -> nn.Module:
+    """A copy of a network that leaves some of its residual blocks and attention layers out: what
+    they would add is not added.
+
+    Args:
+        layers: their names among the network's modules, such as "encoder.7".
+
+    Raises:
+        ValueError: no such layer; the message lists those there are.
+    """
+    net = copy.deepcopy(net)
+    optional = {name: layer for name, layer in net.named_modules() if isinstance(layer, ResBlock | SelfAttention)}
+    for name in layers:
+        if name not in optional:
+            raise ValueError(f"the network cannot do without {name!r}: choose out of {', '.join(optional) or 'nothing'}")
+        optional[name].skipped = True
+    return net
 
 
 def check_size(x_t: Tensor, stride: int) -> None:
