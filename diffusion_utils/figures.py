@@ -133,14 +133,19 @@ def nearest_neighbours(out: Path) -> Path:
 
 
 def learning_curve(out: Path, results: Path = Path("benchmarks/results")) -> Path:
-    """KID of the headline's snapshots against the pictures seen in training, for each time shift that
-    several were drawn with; measured by benchmarks/curve.py."""
+    """KID of the headline's snapshots against the pictures seen in training, for each way of drawing
+    that several were drawn in; measured by benchmarks/curve.py."""
     rows = [row for path in sorted(results.glob("curve-*.json")) for row in json.loads(path.read_text())]
-    plain = {"sampler": "dpm_solver_pp", "steps": 20, "guidance_scale": 1, "condition": None, "seed": 0, "count": 748}
-    rows = [row for row in rows if all(row[key] == value for key, value in plain.items())]
+    same = {
+        "sampler": "dpm_solver_pp", "steps": 20, "guide": None, "interval": None, "condition": None, "seed": 0, "count": 748,
+    }  # fmt: skip
+    rows = [row for row in rows if all(row[key] == value for key, value in same.items())]
     lines = {}
-    for row in sorted(rows, key=lambda row: (row["time_shift"], row["images_seen"])):
+    for row in sorted(rows, key=lambda row: (row["guidance_scale"], row["time_shift"], row["images_seen"])):
         name = f"time shift {row['time_shift']}" if row["time_shift"] else "no time shift"
+        if row["guidance_scale"] != 1:
+            kind = "skip-layer" if row["skip_layers"] else "classifier-free"
+            name += f", {kind} guidance, w = {row['guidance_scale']:g}"
         lines.setdefault(name, []).append((row["images_seen"] / 1e6, 1000 * row["generated"]["kid"], ""))
     lines = {name: line for name, line in lines.items() if len(line) > 1}
     if not lines:

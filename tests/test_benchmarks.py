@@ -27,7 +27,9 @@ def module(name):
     return loaded
 
 
-peers, curve, drawing_speed, recipe = map(module, ("peers", "curve", "drawing_speed", "recipe"))
+peers, curve, drawing_speed, guidance, recipe = map(
+    module, ("peers", "curve", "drawing_speed", "guidance", "recipe")
+)
 TINY = {"name": "resnet", "channels": [8], "stem": 4, "embedding_dim": 8, "cond_dim": 9}
 KINDS = dict.fromkeys(stanford_cars.BODY_TYPES, 1 / 9)
 
@@ -49,7 +51,7 @@ def quick(monkeypatch):
         cars = toy_cars.load(60, size).images
         return cars[:50], cars[50:], "toy cars"
 
-    for each in (peers, curve, recipe):
+    for each in (peers, curve, guidance, recipe):
         monkeypatch.setattr(each, "load_data", load_data)
     monkeypatch.setitem(features.EXTRACTORS, features.DEFAULT, Coarse)
     features.extractor.cache_clear()
@@ -253,6 +255,40 @@ def test_a_measured_snapshot_is_shipped_with_its_guide(tmp_path, monkeypatch):
 def test_a_run_without_snapshots_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="train with --snapshot-images"):
         run_curve(tmp_path)
+
+
+# ---------------------------------------------------------------- guidance
+
+
+def test_ways_of_guidance_are_measured_once_for_each_state_of_the_weights(tmp_path, monkeypatch):
+    weights = tmp_path / "mine.safetensors"
+    save(weights, 500)
+    ways = {
+        "plain": {"steps": 2},
+        "without encoder.0, w = 3": {"steps": 2, "guidance_scale": 3, "skip_layers": ["encoder.0"]},
+    }
+    monkeypatch.setattr(guidance, "WAYS", ways)
+    monkeypatch.setattr(guidance, "AUTOGUIDANCE", {"an earlier self, w = 2": {"steps": 2, "guidance_scale": 2}})
+
+    def measured(*more):
+        guidance.main(["--weights", str(weights), "--count", "6", "--results", str(tmp_path), *more])
+        return json.loads((tmp_path / "guidance-mine.json").read_text())
+
+    rows = measured()
+    assert [row["way"] for row in rows] == list(ways)
+    assert rows[0]["generated"] != rows[1]["generated"] and rows[0]["floor"] == rows[1]["floor"]
+    assert (rows[1]["skip_layers"], rows[1]["images_seen"], rows[1]["count"]) == (["encoder.0"], 500, 6)
+    rows = measured("--guide", str(save(tmp_path / "weak.safetensors", 100, seed=1)))
+    assert len(rows) == 3 and rows[2]["guide"].endswith("/weak.safetensors") and not Path(rows[2]["guide"]).is_absolute()
+    save(weights, 900, seed=2)
+    assert [row["images_seen"] for row in measured()] == [500, 500, 500, 900, 900]
+
+
+def test_every_way_of_guidance_can_be_drawn_with_the_shipped_weights():
+    how = [{**guidance.drawing.DEFAULTS, **way} for way in guidance.WAYS.values()]
+    assert all(set(each) == set(guidance.drawing.DEFAULTS) for each in how)
+    for each in how:
+        guidance.drawing.load("stanford-cars-1m", range(2), how=each)
 
 
 # ---------------------------------------------------------------- speed

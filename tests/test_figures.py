@@ -11,14 +11,16 @@ from diffusion_utils.plotting import save_grid
 
 def row(images_seen, kid, **how):
     asked = {"sampler": "dpm_solver_pp", "steps": 20, "guidance_scale": 1.0, "time_shift": 0}
-    asked |= {"condition": None, "seed": 0, "count": 748, **how}
+    asked |= {"guide": None, "skip_layers": None, "interval": None, "condition": None, "seed": 0, "count": 748, **how}
     return {"images_seen": images_seen, **asked, "generated": {"kid": kid}}
 
 
-def test_the_learning_curve_has_a_line_per_time_shift(tmp_path, monkeypatch):
+def test_the_learning_curve_has_a_line_per_way_of_drawing(tmp_path, monkeypatch):
     first = [row(250_000, 0.4), row(250_000, 0.3, time_shift=30), row(250_000, 0.1, time_shift=60)]
     second = [row(2_000_000, 0.2, time_shift=30), row(1_000_000, 0.3), row(1_000_000, 0.1, guidance_scale=2.0)]
     second += [row(3_000_000, 0.1, condition="pickup"), row(3_000_000, 0.1, count=256)]
+    skipping = {"time_shift": 30, "guidance_scale": 3.0, "skip_layers": ["encoder.7"]}
+    second += [row(1_000_000, 0.1, **skipping), row(2_000_000, 0.05, **skipping), row(2_000_000, 0.1, guide="a")]
     (tmp_path / "curve-a.json").write_text(json.dumps(first))
     (tmp_path / "curve-b.json").write_text(json.dumps(second))
     drawn = []
@@ -29,6 +31,7 @@ def test_the_learning_curve_has_a_line_per_time_shift(tmp_path, monkeypatch):
     assert drawn == [{  # a shift with one point only is no curve; other ways of drawing are another matter
         "no time shift": [(0.25, 400, ""), (1, 300, "")],
         "time shift 30": [(0.25, 300, ""), (2, 200, "")],
+        "time shift 30, skip-layer guidance, w = 3": [(1, 100, ""), (2, 50, "")],
     }]  # fmt: skip
 
 
