@@ -72,6 +72,9 @@ def main(arguments: list[str] | None = None) -> None:
         "compiled": (work(compiled(denoiser), size, sampler, steps, device), alone.net, steps),
         "not guided": (work(alone, size, sampler, steps, device), alone.net, steps),
     }
+    for divisor in (2, 4):
+        fewer = max(1, steps // divisor)
+        ways[f"{fewer} steps"] = (work(denoiser, size, sampler, fewer, device), alone.net, fewer)
     if args.student:
         student = pretrained.load(args.student, device)
         for few in (1, 2, 4):

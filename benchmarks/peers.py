@@ -1,4 +1,4 @@
-"""The small network beside U-Nets of 16 to 114 million parameters, for equal minutes on one machine.
+"""The small network beside U-Nets of 36 to 114 million parameters, for equal minutes on one machine.
 
     pip install denoising-diffusion-pytorch smalldiffusion diffusers
     OMP_NUM_THREADS=2 python benchmarks/peers.py --size 32 --minutes 8 --count 256      # a CPU

@@ -5,8 +5,8 @@ from the worse:
 
     x̂₀ = worse + w·(better - worse)        w = 1: the better guess alone
 
-What the worse guess lacks is what sets the better one apart, so w > 1 draws clearer pictures, of less
-variety.  Where the two come from makes the kind:
+What the worse guess lacks is what sets the better one apart, so w > 1 draws clearer pictures, often of
+less variety.  Where the two come from makes the kind:
 
     classifier-free guidance   with and without the description   Ho & Salimans 2022 (2207.12598), eq. 6
     autoguidance               the network and a smaller or less trained one, both

@@ -297,13 +297,16 @@ def test_every_way_of_guidance_can_be_drawn_with_the_shipped_weights():
 def test_ways_of_drawing_are_timed_beside_each_other(tmp_path, monkeypatch, capsys):
     weights, student = save(tmp_path / "a.safetensors"), save(tmp_path / "b.safetensors", seed=1)
     monkeypatch.setattr(torch, "compile", lambda net: net)
-    own = ["--rounds", "1", "--steps", "2", "--guidance-scale", "2", "--device", "cpu"]
+    own = ["--rounds", "1", "--steps", "8", "--guidance-scale", "2", "--device", "cpu"]
     out = tmp_path / "speed.json"
     drawing_speed.main(["--weights", str(weights), "--student", str(student), *own, "--out", str(out)])
     ways = json.loads(out.read_text())["ways"]
-    assert list(ways) == ["as advised", "bf16", "compiled", "not guided", "student, 1", "student, 2", "student, 4"]
+    assert list(ways) == [
+        "as advised", "bf16", "compiled", "not guided", "4 steps", "2 steps", "student, 1", "student, 2", "student, 4",
+    ]  # fmt: skip
+    assert [way["steps"] for way in ways.values()] == [8, 8, 8, 8, 4, 2, 1, 2, 4]
     assert ways["as advised"]["ratio"] == 1 and all(way["seconds"] > 0 for way in ways.values())
-    assert len(capsys.readouterr().out.splitlines()) == 8
+    assert len(capsys.readouterr().out.splitlines()) == 10
 
 
 def test_the_preset_is_what_the_peers_are_compared_with():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from diffusion_utils import pretrained
+from diffusion_utils import drawing, pretrained
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
@@ -52,12 +52,19 @@ CURVE = [
     row for run in ("headline", "headline2")
     for row in json.loads((ROOT / f"benchmarks/results/curve-{run}.json").read_text())
 ]  # fmt: skip
-PLAIN = {"sampler": "dpm_solver_pp", "steps": 20, "guidance_scale": 1, "guide": None, "condition": None, "time_shift": 0}
+PLAIN = {
+    "sampler": "dpm_solver_pp", "steps": 20, "guidance_scale": 1, "guide": None, "skip_layers": None,
+    "interval": None, "condition": None, "time_shift": 0,
+}  # fmt: skip
+SKIPPING = {"time_shift": 30, "guidance_scale": 3, "skip_layers": ["encoder.7"]}
+EARLIER = "headline/snapshots/weights_000250000.safetensors"
 WAYS = {
     "DPM-Solver++, 20 steps": {},
     "the same, time shift 30": {"time_shift": 30},
-    "the same, time shift 60": {"time_shift": 60},
-    "time shift 30 and classifier-free guidance, w = 2": {"time_shift": 30, "guidance_scale": 2},
+    "time shift 30, classifier-free guidance, w = 2": {"time_shift": 30, "guidance_scale": 2},
+    "time shift 30, autoguidance, w = 3, for t ≥ 400": {
+        "time_shift": 30, "guidance_scale": 3, "guide": EARLIER, "interval": [400, 999]},
+    "time shift 30, skip-layer guidance, w = 3": SKIPPING,
 }
 
 
@@ -83,12 +90,48 @@ def test_ways_of_drawing_are_as_measured(way):
     assert cells(way) == measured(pretrained.card("stanford-cars-1m")["images_seen"], **WAYS[way])[1]
 
 
-def test_the_training_so_far_is_as_measured():
-    seen = sorted({row["images_seen"] for row in CURVE if row["time_shift"] == 30 and row["guidance_scale"] == 1})
+SPEED = json.loads((ROOT / "benchmarks/results/drawing_speed.json").read_text())
+STUDENT = json.loads((ROOT / "benchmarks/results/curve-student.json").read_text())
+NAMES = {
+    "as advised": ("as advised", SKIPPING), "not guided": ("not guided", {}), "bf16": ("the same in bfloat16", None),
+    "compiled": ("the same, compiled", None), "10 steps": ("guided, 10 steps", {**SKIPPING, "steps": 10}),
+    "5 steps": ("guided, 5 steps", {**SKIPPING, "steps": 5}),
+}  # fmt: skip
+
+
+def test_the_times_of_drawing_are_as_measured():
+    assert SPEED["weights"] == "stanford-cars-1m" and SPEED["pictures"] == 16 and SPEED["threads"] == 2
+    assert {name: SPEED[name] for name in drawing.DEFAULTS} == drawing.advice("stanford-cars-1m")
+    for way, took in SPEED["ways"].items():
+        name, kid = f"{way}, {took['parameters'] / 1e6:.0f} M", ""
+        if way in NAMES:
+            name, how = NAMES[way]
+            if how is not None:
+                row, _ = measured(pretrained.card("stanford-cars-1m")["images_seen"], **how)
+                kid = f"{1000 * row['generated']['kid']:.0f}"
+        elif way.startswith("student"):
+            steps = took["steps"]
+            name = f"few-step student, {steps} step{'s' * (steps > 1)}"
+            (row,) = [row for row in STUDENT if (row["steps"], row["guidance_scale"]) == (steps, 1)]
+            kid = f"{1000 * row['generated']['kid']:.0f}"
+        assert cells(name) == [f"{took['steps']}", f"{took['seconds']:.2f} s", f"{took['ratio']:.2f}", kid]
+
+
+def test_the_weights_are_drawn_with_in_the_best_of_these_ways():
+    images_seen = pretrained.card("stanford-cars-1m")["images_seen"]
+    best = min(WAYS, key=lambda way: measured(images_seen, **WAYS[way])[0]["generated"]["kid"])
+    advised = drawing.advice("stanford-cars-1m")
+    assert {name: advised[name] for name in drawing.DEFAULTS} == {**drawing.DEFAULTS, **WAYS[best]}
+
+
+def test_the_training_is_as_measured():
+    seen = sorted({row["images_seen"] for row in CURVE if row["skip_layers"] == ["encoder.7"]})
     assert len(seen) > 5 and seen[-1] == pretrained.card("stanford-cars-1m")["images_seen"]
     for images in seen:
-        row, scores = measured(images, time_shift=30)
-        assert cells(f"{images:,}") == [f"{row['seconds_of_training'] / 60:.0f} min", *scores]
+        row, scores = measured(images, **SKIPPING)
+        unguided, _ = measured(images, time_shift=30)
+        kid = f"{1000 * unguided['generated']['kid']:.0f}"
+        assert cells(f"{images:,}") == [f"{row['seconds_of_training'] / 60:.0f} min", kid, *scores]
 
 
 def test_the_table_of_peers_is_as_measured():
