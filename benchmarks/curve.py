@@ -78,7 +78,7 @@ def main(arguments: list[str] | None = None) -> None:
             "images_seen": card["images_seen"], **how, "guide": how["guide"] and "/".join(Path(how["guide"]).parts[-3:]),
             "condition": args.condition, "seed": args.seed, "count": args.count,
         }  # fmt: skip
-        same = [row for row in rows if all(row[key] == value for key, value in asked.items())]
+        same = [row for row in rows if all(row.get(key, drawing.DEFAULTS.get(key)) == value for key, value in asked.items())]
         if args.ship:
             if not same:
                 raise ValueError(f"{path} was not measured like that yet: run the same command without --ship first")

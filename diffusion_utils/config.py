@@ -25,7 +25,9 @@ class TrainConfig:
         min_snr_gamma: weigh the loss by Min-SNR-γ; None: every timestep counts the same.
         snr_floor: with min_snr_gamma, the least weight of an error of x̂₀; see `prediction.min_snr_weight`.
         objective: "denoising" learns x̂₀ from noisy pictures; "consistency" tunes a denoiser that is
-            trained already to draw in one or two steps (see `consistency`).
+            trained already to draw in one or two steps (see `consistency`); "autoencoder" trains an
+            `Autoencoder`, to which timesteps and the like mean nothing.
+        kl_weight: of "autoencoder"; see `networks.autoencoder.autoencoder_loss`.
         steps, images, minutes: when to stop; the first that is reached (None: no limit by it).
         optimizer: "adamw", or "muon": `optimizers.Muon` for the weight matrices, AdamW for the rest.
         batch_size: pictures per step, over all processes together.
@@ -51,6 +53,7 @@ class TrainConfig:
     min_snr_gamma: float | None = None
     snr_floor: float = 0.0
     objective: str = "denoising"
+    kl_weight: float = 1e-3
     steps: int | None = None
     images: int | None = None
     minutes: float | None = None
@@ -91,6 +94,10 @@ class TrainConfig:
             raise ValueError("objective 'consistency' weighs its loss in its own way: leave min_snr_gamma out")
         if self.objective == "consistency" and self.zero_terminal_snr:
             raise ValueError("objective 'consistency' needs a little signal everywhere: leave zero_terminal_snr out")
+        if (self.objective == "autoencoder") != (self.network.get("name") == "autoencoder"):
+            raise ValueError("objective 'autoencoder' and network 'autoencoder' belong together: give both or neither")
+        if self.network.get("name") == "super_resolution" and self.prediction_type != "sample":
+            raise ValueError("a network for super-resolution answers with the picture: leave prediction_type at 'sample'")
         if not 0 <= self.cond_dropout <= 1:
             raise ValueError(f"cond_dropout must lie in [0, 1], not {self.cond_dropout}")
         if not 0 <= self.ema_decay < 1 or not 0 <= self.decay_fraction <= 1:
@@ -98,7 +105,7 @@ class TrainConfig:
         for name, allowed in (
             ("mixed_precision", ("auto", "no", "bf16")), ("compile", ("auto", "no", "yes")),
             ("timestep_sampling", ("uniform", "lognormal")), ("optimizer", ("adamw", "muon")),
-            ("objective", ("denoising", "consistency")),
+            ("objective", ("denoising", "consistency", "autoencoder")),
         ):  # fmt: skip
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")

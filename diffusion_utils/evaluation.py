@@ -9,13 +9,15 @@ from torch import Tensor
 from diffusion_utils import features
 from diffusion_utils.data import to_float, to_uint8
 from diffusion_utils.metrics import copy_rate, fid, kid, precision_recall
+from diffusion_utils.networks.autoencoder import Autoencoder
 from diffusion_utils.prediction import PREDICTION_TYPES, Denoiser
 
 
 @torch.no_grad()
 def error_per_timestep(
-    denoiser: Denoiser, images: Tensor, timesteps: Sequence[int], seed: int = 0, batch_size: int = 256
-) -> list[float]:
+    denoiser: Denoiser, images: Tensor, timesteps: Sequence[int], seed: int = 0, batch_size: int = 256,
+    cond: Tensor | None = None,
+) -> list[float]:  # fmt: skip
     """Mean squared error of x̂₀ at each timestep, as a share of the pictures' variance.
 
     0 is perfect, 1 is what the mean picture scores; more than 1 is worse than not looking at all.
@@ -24,6 +26,7 @@ def error_per_timestep(
         images: uint8 (N, 3, H, W), best pictures the denoiser was not trained on.
         timesteps: which t to measure, each in [0, T-1].
         seed: of the noise, the same at every timestep.
+        cond: what describes each picture, one row each; None: nothing is said.
     """
     device = next((p.device for p in denoiser.net.parameters()), torch.device("cpu"))
     # Variance around the mean picture: what is left to know once one has seen the whole set.
@@ -34,13 +37,33 @@ def error_per_timestep(
     errors = []
     for t in timesteps:
         total = 0.0
-        for x0, epsilon in zip(pictures.split(batch_size), noise.split(batch_size)):
+        told = [None] * len(pictures) if cond is None else cond.split(batch_size)
+        for x0, epsilon, about in zip(pictures.split(batch_size), noise.split(batch_size), told):
             x0, epsilon = x0.to(device), epsilon.to(device)
             steps = torch.full((len(x0),), t, device=device)
-            guess = denoiser(denoiser.schedule.add_noise(x0, epsilon, steps), steps)
+            about = None if about is None else about.to(device)
+            guess = denoiser(denoiser.schedule.add_noise(x0, epsilon, steps), steps, about)
             total += (guess - x0).square().sum().item()
         errors.append(total / pictures.numel() / variance)
     return errors
+
+
+@torch.no_grad()
+def reconstruction_quality(autoencoder: Autoencoder, images: Tensor, batch_size: int = 64) -> dict[str, float]:
+    """How much of pictures is left after an autoencoder, by torchmetrics: {"psnr": in decibels, "ssim":
+    at most 1}, each the more the better (SSIM: Wang et al. 2004).
+
+    Args:
+        images: uint8 (N, 3, H, W), best pictures the autoencoder was not trained on.
+    """
+    from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+    device = next(autoencoder.parameters()).device
+    answers = torch.cat([autoencoder(to_float(part).to(device))[0].float().cpu() for part in images.split(batch_size)])
+    answers, images = (to_uint8(answers).float(), images.float())
+    psnr = peak_signal_noise_ratio(answers, images, data_range=255.0, dim=(1, 2, 3), reduction="elementwise_mean")
+    ssim = structural_similarity_index_measure(answers, images, data_range=255.0)
+    return {"psnr": round(psnr.item(), 2), "ssim": round(ssim.item(), 4)}
 
 
 def covariance_eigenvalues(images: Tensor) -> Tensor:

@@ -17,15 +17,20 @@ from PIL import Image, ImageDraw
 
 from diffusion_utils import drawing, features, pretrained
 from diffusion_utils.data import stanford_cars, to_uint8, toy_cars
+from diffusion_utils.data.captions import captions as all_captions
 from diffusion_utils.files import write_atomically
 from diffusion_utils.metrics import nearest
 from diffusion_utils.networks import build, stages
-from diffusion_utils.plotting import network_drawing, points, save_grid, strip
+from diffusion_utils.plotting import network_drawing, points, save_grid, show_grid, strip
 from diffusion_utils.sampling import sample
 from diffusion_utils.train import CARS
 
 
 HEADLINE = "stanford-cars-1m"
+PROMPTS = (
+    "a red 2012 BMW convertible", "a blue Ford pickup", "a yellow Lamborghini coupe", "a black 2012 Audi sedan",
+    "a white van", "an orange SUV",
+)  # fmt: skip
 LADDER = [f"cars32-{row}" for row in (
     "first-epsilon", "first-sample", "segnet-sample", "add-edm", "add-sample", "none-sample", "best",
 )]  # fmt: skip
@@ -107,6 +112,23 @@ def encoder_decoder(out: Path) -> Path:
     return write_figure(network_drawing(stages(build(**CARS))), out / "encoder_decoder.png")
 
 
+def captions(out: Path) -> Path:
+    """The first eight held-out photographs with their captions, made of their class and their pixels."""
+    cars = stanford_cars.load().part(held_out=True)
+    texts = [each[0] for each in all_captions(cars)[:8]]
+    return write_figure(show_grid(cars.images[:8], 4, titles=texts), out / "stanford_cars_captions.png")
+
+
+def prompts(out: Path) -> Path:
+    """What `stanford-cars-text` draws for six prompts, seeds 0 … 5."""
+    name, seeds = "stanford-cars-text", range(6)
+    how, rows = drawing.advice(name), []
+    for prompt in PROMPTS:
+        rows.append(drawing.draw(drawing.load(name, seeds, prompt), seeds, 64, how["sampler"], how["steps"]))
+    figure = strip(rows, [f"seed {i}" for i in seeds], PROMPTS, width=5.2)
+    return write_figure(figure, out / "text_to_image.png")
+
+
 def segnet(out: Path) -> Path:
     """SegNet as the ladder of notebook 5 has it, for 32×32 pictures."""
     net = build("segnet", channels=[24, 48, 112], depth=2, embedding_dim=64)
@@ -171,7 +193,7 @@ def peers(out: Path, results: Path = Path("benchmarks/results"), run: str = "pee
 
 FIGURES = {f.__name__: f for f in (
     examples, crops, samples, toy_samples, toy_examples, encoder_decoder, segnet, ladder, nearest_neighbours,
-    learning_curve, peers,
+    learning_curve, peers, captions, prompts,
 )}  # fmt: skip
 
 

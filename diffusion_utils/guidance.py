@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffusion_utils.networks import without
 from diffusion_utils.prediction import Denoiser
@@ -41,7 +41,7 @@ class Guided:
     Attributes:
         denoiser: gives the better guess.
         cond: (N, cond_dim), what each of the N pictures shall show; None: nothing in particular.
-        guide: gives the worse guess, of the same cond; None: the denoiser itself, without cond.
+        guide: gives the worse guess; None: the denoiser itself, without cond.
         guidance_scale: w above; 1 asks the denoiser alone, and costs half.
         interval: (lowest, highest) timestep at which to guide; outside it the better guess is taken
             as it is, which costs less and keeps variety (Kynkäänniemi et al. 2024, 2404.07724).
@@ -50,6 +50,9 @@ class Guided:
             is being drawn holds the network's own mistakes besides the noise that belongs to its
             timestep; told of more noise, the network removes them, too.  0: as the sampler says; too
             much blurs (Li et al. 2024, 2305.15583, who search for the right shift at every step).
+        guide_described: whether the guide is told cond, too.  If not, it is worse in two ways, and
+            guidance goes away from both: from the mistakes of a weaker network, and from pictures that
+            show something else.
 
     Raises:
         ValueError: a scale other than 1 with neither a cond nor a guide: there is no worse guess; or a
@@ -62,6 +65,7 @@ class Guided:
     guidance_scale: float = 1.0
     interval: tuple[int, int] | None = None
     time_shift: int = 0
+    guide_described: bool = True
 
     def __post_init__(self):
         if self.guidance_scale != 1 and self.cond is None and self.guide is None:
@@ -79,6 +83,10 @@ class Guided:
     def schedule(self) -> Schedule:
         return self.denoiser.schedule
 
+    @property
+    def autoencoder(self) -> nn.Module | None:
+        return self.denoiser.autoencoder
+
     def part(self, which: slice) -> "Guided":
         """The same for some of the pictures."""
         return self if self.cond is None else replace(self, cond=self.cond[which])
@@ -94,7 +102,8 @@ class Guided:
             both = self.denoiser(x_t.repeat(2, 1, 1, 1), t.repeat(2), torch.cat([self.cond, nothing]))
             better, worse = both.chunk(2)
         else:
-            better, worse = self.denoiser(x_t, t, self.cond), self.guide(x_t, t, self.cond)
+            told = self.cond if self.guide_described else None
+            better, worse = self.denoiser(x_t, t, self.cond), self.guide(x_t, t, told)
         return worse + self.guidance_scale * (better - worse)
 
     def _within(self, t: Tensor) -> bool:
@@ -128,13 +137,15 @@ def conditions(shares: Mapping[str, float], seeds: Sequence[int], name: str | No
         ValueError: `name` is not among the names.
     """
     names = list(shares)
-    if name is not None:
-        if name not in names:
-            raise ValueError(f"the network knows no condition {name!r}: choose one of {', '.join(names)}")
-        chosen = torch.full((len(seeds),), names.index(name))
-    else:
-        weights = torch.tensor(list(shares.values()))
-        # The picture's own seed drives its noise; another stream decides what it shows.
-        generators = [torch.Generator().manual_seed((int(seed) * 0x9E3779B1 + 1) % 2**32) for seed in seeds]
-        chosen = torch.cat([torch.multinomial(weights, 1, generator=g) for g in generators])
-    return F.one_hot(chosen, len(names)).float()
+    if name is None:
+        return F.one_hot(chosen_by_seed(list(shares.values()), seeds), len(names)).float()
+    if name not in names:
+        raise ValueError(f"the network knows no condition {name!r}: choose one of {', '.join(names)}")
+    return F.one_hot(torch.full((len(seeds),), names.index(name)), len(names)).float()
+
+
+def chosen_by_seed(weights: Sequence[float], seeds: Sequence[int]) -> Tensor:
+    """Which of several things each picture shall show: int64 (N,), drawn by the weights."""
+    # The picture's own seed drives its noise; another stream decides what it shows.
+    generators = [torch.Generator().manual_seed((int(seed) * 0x9E3779B1 + 1) % 2**32) for seed in seeds]
+    return torch.cat([torch.multinomial(torch.tensor(weights), 1, generator=g) for g in generators])

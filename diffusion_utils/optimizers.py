@@ -19,9 +19,8 @@ class Muon:
     AdamW scales each number of an update by itself.  Muon takes the update of a weight *matrix* as
     one thing and makes its singular values (nearly) equal, so that rare directions move as far as
     common ones.  Convolutions count as matrices of (outputs × all inputs under the kernel).  As in
-    the original, the first and last layers, the timestep embedding, norms and biases are left to
-    AdamW.  Steps are scaled to AdamW's size (Liu et al. 2025, 2502.16982), so learning rate and weight
-    decay carry over.
+    the original, the first and last layers, embeddings, norms and biases are left to AdamW.  Steps are
+    scaled to AdamW's size (Liu et al. 2025, 2502.16982), so learning rate and weight decay carry over.
 
     Behaves like a torch optimizer (step, zero_grad, param_groups, state_dict, load_state_dict).
 
@@ -33,7 +32,11 @@ class Muon:
         if not hasattr(torch.optim, "Muon"):
             raise ValueError("optimizer 'muon' needs torch 2.9 or newer: upgrade torch, or choose 'adamw'")
         outer = ("stem", "head", "embed")
-        self.weights = [p for name, p in net.named_parameters() if p.dim() > 1 and not name.startswith(outer)]
+
+        def is_outer(name: str) -> bool:
+            return any(part.startswith(outer) for part in name.split("."))
+
+        self.weights = [p for name, p in net.named_parameters() if p.dim() > 1 and not is_outer(name)]
         chosen = {id(p) for p in self.weights}
         # torch's Muon takes matrices only: it gets views of the same memory.
         self.matrices = [nn.Parameter(p.detach().view(len(p), -1)) for p in self.weights]

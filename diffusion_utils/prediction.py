@@ -150,13 +150,15 @@ class Denoiser:
 
         x0_hat = denoiser(x_t, t)       # x_t (N, C, H, W), t int64 (N,) in [0, T-1]
 
-    `sigma_data` counts for "edm" only; `cond`, (N, cond_dim), for networks that take it.
+    `sigma_data` counts for "edm" only; `cond`, (N, cond_dim), for networks that take it.  Where there is
+    an `autoencoder`, the "pictures" are its latents, and it makes pictures of them.
     """
 
     net: nn.Module
     schedule: Schedule
     prediction_type: str
     sigma_data: float = 0.5
+    autoencoder: nn.Module | None = None
 
     def __post_init__(self):
         _check(self.prediction_type)

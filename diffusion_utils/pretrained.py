@@ -55,7 +55,7 @@ def card(name: str | Path) -> dict:
 
 
 def load(name: str | Path, device: torch.device | str = "cpu") -> Denoiser:
-    """A trained denoiser, in evaluation mode, float32.
+    """A trained denoiser, in evaluation mode, float32; with its autoencoder, where it draws latents.
 
     Args:
         name: one of `names()`, or the path of a .safetensors file with its .json beside it.
@@ -88,7 +88,8 @@ def load(name: str | Path, device: torch.device | str = "cpu") -> Denoiser:
     schedule = make_schedule(
         about["schedule"], about["num_train_timesteps"], about["zero_terminal_snr"]
     )
-    return Denoiser(network, schedule, about["prediction_type"], about.get("sigma_data", 0.5))
+    autoencoder = load(about["autoencoder"], device).net if about.get("autoencoder") else None
+    return Denoiser(network, schedule, about["prediction_type"], about.get("sigma_data", 0.5), autoencoder)
 
 
 def save(path: str | Path, denoiser: Denoiser, about: dict, dtype: torch.dtype = torch.float16) -> None:

@@ -16,21 +16,28 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
+import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
-from diffusion_utils import pretrained
+from diffusion_utils import drawing, pretrained
 from diffusion_utils.config import BUDGET, FREE_ON_RESUME, TrainConfig
-from diffusion_utils.data import root_mean_square, stanford_cars, toy_cars
-from diffusion_utils.evaluation import error_per_timestep
+from diffusion_utils.data import root_mean_square, stanford_cars, to_float, toy_cars
+from diffusion_utils.data.captions import captions
+from diffusion_utils.evaluation import error_per_timestep, reconstruction_quality
 from diffusion_utils.files import write_atomically
+from diffusion_utils.guidance import Guided, chosen_by_seed
 from diffusion_utils.networks import count_parameters
+from diffusion_utils.networks.autoencoder import Autoencoder
+from diffusion_utils.networks.super_resolution import low_resolution_cond, shrink
+from diffusion_utils.networks.text import Tokenizer
 from diffusion_utils.plotting import save_grid
+from diffusion_utils.prediction import Denoiser
 from diffusion_utils.sampling import sample
 from diffusion_utils.training import train
 
@@ -48,23 +55,56 @@ CARS_1M = {
 }  # fmt: skip
 TOY = {"name": "resnet", "channels": [48, 64, 96], "decoder_channels": [64, 48], "decoder_depth": 1,
        "stem": 2, "embedding_dim": 64}  # fmt: skip
+# As CARS_1M, for 32×32, with attention at 8×8 and 4×4, where it meets the words of captions.
+TOY_TEXT = {
+    "name": "resnet", "channels": [32, 64, 96], "decoder_depth": 1, "stem": 2, "skip": "add", "upsample": "nearest",
+    "patch_head": True, "attention": [4, 8], "embedding_dim": 64,
+}  # fmt: skip
+# Most of a picture that is shown small is there already: three resolutions, no attention.
+DETAILS = {
+    "name": "resnet", "channels": [32, 48, 64], "decoder_depth": 1, "stem": 2, "skip": "add", "upsample": "nearest",
+    "patch_head": True, "embedding_dim": 48,
+}  # fmt: skip
+# 64×64×3 to 16×16×4: a twelfth of the numbers.
+AUTOENCODER = {"name": "autoencoder", "channels": [32, 64], "latent_channels": 4, "depth": 1, "stem": 2}
+# CARS_1M from 16×16 on, for latents: deeper there, where it has no larger picture to work on.
+LATENT = {
+    "name": "resnet", "channels": [64, 80, 96], "decoder_depth": 1, "depth": [2, 2, 1], "stem": 1, "skip": "add",
+    "upsample": "nearest", "patch_head": True, "attention": [2, 4], "embedding_dim": 48,
+}  # fmt: skip
 PRESETS = {
-    "stanford_cars": {"network": CARS_1M, "size": 64},
-    "toy_cars": {"network": TOY, "size": 32},
-    "folder": {"network": CARS_1M, "size": 64},
+    "stanford_cars": {"network": CARS_1M, "text": CARS_1M, "size": 64},
+    "toy_cars": {"network": TOY, "text": TOY_TEXT, "size": 32},
+    "folder": {"network": CARS_1M, "text": CARS_1M, "size": 64},
 }
 CONSISTENCY_DRAWING = {"sampler": "consistency", "steps": 2}
+CONDITIONS = ("body_type", "caption", "low_resolution")
+TOLD_BY = {"body_type": "conditions", "caption": "prompts"}  # the entry of a model card that tells
+LONGEST_PROMPT, PROMPTS = 12, 256  # words; captions kept on the card
 COUNTED = ("images_seen", "steps", "seconds")  # of a model card, the start's included
 NON_COMMERCIAL = "trained on Stanford Cars (Krause et al. 2013): for non-commercial research only"
 LICENCES = {"stanford_cars": NON_COMMERCIAL, "toy_cars": "Apache-2.0, like the code"}
 
 
-def load_data(data: str, size: int) -> tuple[Tensor, Tensor, str]:
-    """Training pictures, held-out pictures and a description, by the name on the command line."""
+@cache
+def captioned_toy_cars(size: int) -> toy_cars.ToyCars:
+    """Toy cars of every kind, those that training with captions never sees among them."""
+    return toy_cars.load(16384, size)
+
+
+def load_data(data: str, size: int, condition: str | None = None) -> tuple[Tensor, Tensor, str]:
+    """Training pictures, held-out pictures and a description, by the name on the command line.
+
+    Toy cars that are told of by captions are split by kind (`toy_cars.HELD_OUT`), all others by picture.
+    """
     if data == "toy_cars":
+        if condition == "caption":
+            seen, rest = (captioned_toy_cars(size).part(part).images for part in (False, True))
+            missing = f"without {len(toy_cars.HELD_OUT)} pairs of body and colour"
+            return seen, rest, f"toy cars, {len(seen)} drawn at {size}×{size}, {missing}"
         count, held_out = 8192, 512
-        images = toy_cars.load(count + held_out, size).images
-        return images[:count], images[count:], f"toy cars, {count} drawn at {size}×{size}"
+        cars = toy_cars.load(count + held_out, size)
+        return cars.images[:count], cars.images[count:], f"toy cars, {count} drawn at {size}×{size}"
     cars = stanford_cars.load(size=size) if data == "stanford_cars" else stanford_cars.load_folder(data, size)
     train_part, rest = cars.part(held_out=False), cars.part(held_out=True)
     if len(train_part.images) == 0 or len(rest.images) < 2:  # too few pictures to spare any
@@ -73,25 +113,76 @@ def load_data(data: str, size: int) -> tuple[Tensor, Tensor, str]:
     return train_part.images, rest.images, f"{what}, {len(train_part.images)} cropped to {size}×{size}"
 
 
-def load_cond(data: str, size: int, condition: str) -> Tensor:
-    """What describes each training picture of `load_data`: for "body_type" a one-hot row per picture,
-    float32 (N, 9), in the order of `stanford_cars.BODY_TYPES`."""
-    if data != "stanford_cars" or condition != "body_type":
+def load_captions(data: str, size: int) -> list[list[str]]:
+    """The captions of each training picture of `load_data`, equally many for each; the first is the
+    whole one."""
+    if data == "toy_cars":
+        return [[caption] for caption in captioned_toy_cars(size).part(held_out=False).captions]
+    if data == "stanford_cars":
+        return captions(stanford_cars.load(size=size).part(held_out=False))
+    raise ValueError(f"no captions are known of {data}: --condition caption goes with toy_cars or stanford_cars")
+
+
+def load_cond(data: str, size: int, condition: str, network: dict) -> tuple[Tensor | None, dict]:
+    """What describes each training picture of `load_data`, and what the model card says of it.
+
+    For "body_type": a one-hot row per picture, float32 (N, 9), in the order of
+    `stanford_cars.BODY_TYPES`, and their shares.  For "caption": the captions' words as numbers, int64
+    (N, K, length), for the vocabulary in `network`, and some of the captions.  For "low_resolution":
+    nothing, the pictures themselves do.
+    """
+    if condition == "low_resolution":
+        return None, {}
+    if condition == "caption":
+        texts = load_captions(data, size)
+        tokenizer = Tokenizer(network["words"], network["length"])
+        cond = torch.stack([tokenizer.encode(each) for each in texts])
+        some = torch.linspace(0, len(texts) - 1, min(PROMPTS, len(texts))).round().long().tolist()
+        return cond, {"prompts": [texts[i][0] for i in some]}
+    if data != "stanford_cars":
         raise ValueError(f"no {condition!r} is known of {data}: --condition body_type goes with --data stanford_cars")
     labels = stanford_cars.load(size=size).part(held_out=False).body_types()
-    return F.one_hot(labels, len(stanford_cars.BODY_TYPES)).float()
+    cond = F.one_hot(labels, len(stanford_cars.BODY_TYPES)).float()
+    return cond, {"conditions": dict(zip(stanford_cars.BODY_TYPES, cond.mean(0).tolist()))}
+
+
+def conditioned(network: dict, condition: str | None, data: str, size: int) -> dict:
+    """The network that is told `condition`, made of a picture network (or, where it is of the right
+    kind already, completed)."""
+    if condition == "body_type":
+        return {**network, "cond_dim": len(stanford_cars.BODY_TYPES)}
+    if condition == "low_resolution":
+        return network if network["name"] == "super_resolution" else {"name": "super_resolution", "net": network}
+    if condition != "caption":
+        return network
+    texts = [caption for each in load_captions(data, size) for caption in each]
+    tokenizer = Tokenizer.from_captions(texts)
+    if network["name"] != "text_to_image":
+        network = {"name": "text_to_image", "net": {k: v for k, v in network.items() if k != "cond_dim"}}
+    return {**network, "words": tokenizer.words, "length": LONGEST_PROMPT}
 
 
 def model_card(
-    config: TrainConfig, record, description: str, held_out: Tensor, run: dict, cond: Tensor | None = None
+    config: TrainConfig, record, description: str, held_out: Tensor, run: dict, described: dict | None = None
 ) -> dict:
-    """What is known about a run, for `pretrained.save`; `run` as in `configure`."""
+    """What is known about a run, for `pretrained.save`; `run` as in `configure`, `described` what
+    `load_cond` says."""
     measured = [int(f * (config.num_train_timesteps - 1)) for f in (0.1, 0.3, 0.5, 0.7, 0.9)]
     held_out = held_out[:512]
     varied = bool((held_out != held_out[:1]).any())  # one picture has no variance to compare with
-    errors = error_per_timestep(record.denoiser, held_out, measured) if varied else []
-    shares = {} if cond is None else {"conditions": dict(zip(stanford_cars.BODY_TYPES, cond.mean(0).tolist()))}
+    cond, quality = None, "held_out_error_of_x0_as_share_of_variance"
+    if run["condition"] == "low_resolution":  # without noise; other networks are told nothing here
+        small = shrink(to_float(held_out), record.denoiser.net.scale)
+        level = torch.zeros(len(small), dtype=torch.int64)
+        cond = low_resolution_cond(small, record.denoiser.schedule, level, torch.zeros_like(small))
+    if config.objective == "autoencoder":
+        errors = reconstruction_quality(record.denoiser.net, held_out)
+        quality = "held_out_reconstruction"
+    else:
+        found = error_per_timestep(record.denoiser, held_out, measured, cond=cond) if varied else []
+        errors = {f"t={t}": round(error, 4) for t, error in zip(measured, found)}
     how = {"drawing": CONSISTENCY_DRAWING} if config.objective == "consistency" else {}
+    how |= {"autoencoder": run["autoencoder"]} if run["autoencoder"] else {}
     before = run["before"] or {}
     start = {"start": before} if before else {}
     size = run["size"]
@@ -104,11 +195,11 @@ def model_card(
         "num_train_timesteps": config.num_train_timesteps,
         "zero_terminal_snr": config.zero_terminal_snr,
         "size": size,
-        **shares,
+        **(described or {}),
         **how,
         **start,
         "parameters": count_parameters(record.denoiser.net),
-        "macs": pretrained.count_macs(record.denoiser.net, (3, size, size)),
+        "macs": pretrained.count_macs(record.denoiser.net, tuple(held_out.shape[1:])),
         "data": description,
         "licence": LICENCES.get(run["data"], "that of the pictures it was trained on"),
         # What the run began with has been trained, too: its pictures, steps and seconds count.
@@ -116,11 +207,30 @@ def model_card(
         **pretrained.machine(),
         "seed": config.seed,
         "training_loss": round(record.loss, 5),
-        "held_out_error_of_x0_as_share_of_variance": {
-            f"t={t}": round(error, 4) for t, error in zip(measured, errors)
-        },
+        quality: errors,
         "config": asdict(config),
     }
+
+
+@torch.no_grad()
+def show(
+    denoiser: Denoiser, count: int, config: TrainConfig, run: dict, described: dict, held_out: Tensor,
+    autoencoder: Autoencoder | None,
+) -> Tensor:  # fmt: skip
+    """What the network can do by now, (count, 3, H, W): pictures from noise (seeds 0, 1, …), by the
+    captions on the card where it takes captions; or held-out pictures, reconstructed or enlarged."""
+    device = next(denoiser.net.parameters()).device
+    seeds, some = range(count), held_out[:count]
+    if config.objective == "autoencoder":
+        return denoiser.net(to_float(some.to(device)))[0]
+    if run["condition"] == "low_resolution":
+        return drawing.enlarge(denoiser, shrink(to_float(some)), range(len(some)), device=device)
+    if "prompts" in described:
+        texts = [described["prompts"][i] for i in chosen_by_seed([1.0] * len(described["prompts"]), seeds)]
+        denoiser = Guided(denoiser, denoiser.net.tokenizer.encode(texts).to(device))
+    how = CONSISTENCY_DRAWING if config.objective == "consistency" else {}
+    drawn = sample(denoiser, seeds, tuple(held_out.shape[1:]), device=device, clamp=autoencoder is None, **how)
+    return drawn if autoencoder is None else autoencoder.to(device).from_latents(drawn)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -137,6 +247,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--images", type=int, help="stop after this many pictures")
     add("--minutes", type=float, help="stop after this much training time")
     add("--size", type=int, help="pixels; default 64, toy cars 32")
+    add("--autoencoder", help="weights of one: learn its latents of the pictures instead of their pixels")
     add("--start", help="weights to begin with, a name or a path; network, schedule and question are theirs")
     add("--network", type=json.loads, help='JSON, e.g. \'{"name": "resnet", "stem": 4, "channels": [64, 96]}\'')
     for name in ("objective", "prediction_type", "schedule", "timestep_sampling", "optimizer",
@@ -146,20 +257,21 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         add(f"--{name.replace('_', '-')}", type=int, default=getattr(defaults, name))
     for name in ("log_every", "checkpoint_every"):
         add(f"--{name.replace('_', '-')}", type=int, help=f"steps; default {getattr(defaults, name)}")
-    for name in ("learning_rate", "weight_decay", "decay_fraction", "ema_decay"):
+    for name in ("learning_rate", "weight_decay", "decay_fraction", "ema_decay", "kl_weight"):
         add(f"--{name.replace('_', '-')}", type=float, default=getattr(defaults, name))
     add("--min-snr-gamma", type=float, help="weigh errors of x̂₀ by the signal-to-noise ratio, up to this")
     add("--snr-floor", type=float, default=defaults.snr_floor, help="with --min-snr-gamma: the least weight")
     add("--sigma-data", type=float, help="for edm: the pictures' root mean square; default: measured")
     add("--zero-terminal-snr", action="store_true")
-    add("--condition", choices=["body_type"], help="tell the network what kind of car each picture shows")
+    add("--condition", choices=CONDITIONS, help="what the network is told of each picture: its body type, a caption "
+        "in words (text to image), or the picture itself at half the size (super-resolution)")  # fmt: skip
     add("--cond-dropout", type=float, default=defaults.cond_dropout, help="share of the pictures it is not told of")
     add("--sample-every", type=int, default=2000, help="draw a grid every so many steps; 0: only at the end")
     add("--snapshot-images", type=int, default=0, help="keep the averaged weights every so many pictures; 0: never")
     return parser.parse_args(arguments)
 
 
-KEPT = ("data", "size", "condition", "start", "before", "sample_every", "snapshot_images")
+KEPT = ("data", "size", "condition", "autoencoder", "start", "before", "sample_every", "snapshot_images")
 
 
 def configure(args: argparse.Namespace) -> tuple[TrainConfig, dict]:
@@ -177,23 +289,41 @@ def configure(args: argparse.Namespace) -> tuple[TrainConfig, dict]:
     defaults = asdict(TrainConfig(steps=1))
     options = {name: getattr(args, name) for name in defaults if hasattr(args, name)}
     options |= {name: defaults[name] for name in ("log_every", "checkpoint_every") if options[name] is None}
-    options["network"] = dict(args.network or preset["network"])
-    if args.condition:
-        options["network"]["cond_dim"] = len(stanford_cars.BODY_TYPES)
+    size = args.size or preset["size"]
+    default = {"caption": preset["text"], "low_resolution": DETAILS}.get(args.condition, preset["network"])
+    if args.objective == "autoencoder":
+        default = AUTOENCODER
+    elif args.autoencoder:
+        channels = pretrained.load(args.autoencoder).net.latent_channels
+        default = {**LATENT, "picture_channels": channels}
+    network = args.network or default
     if args.sigma_data is None:
         del options["sigma_data"]
-    run = {name: getattr(args, name, None) for name in KEPT} | {"size": args.size or preset["size"]}
+    run = {name: getattr(args, name, None) for name in KEPT} | {"size": size}
+    options["flip"] = mirrors(run) and not args.autoencoder
     if args.start:
-        own = ("network", "size", "condition", "sigma_data")
+        own = ("network", "size", "sigma_data") + ("condition",) * (args.condition != "caption")
         own = [name for name in own if getattr(args, name)]
         own += [name for name in pretrained.NEEDED if name != "network" and options[name] != defaults[name]]
         if own:
             raise ValueError(f"--start brings its own {own[0]}: leave --{own[0].replace('_', '-')} out")
         about = pretrained.card(args.start)
         options |= {name: about[name] for name in (*pretrained.NEEDED, "sigma_data") if name in about}
-        run |= {"size": about.get("size", run["size"]), "condition": "body_type" if "conditions" in about else None}
+        network, size = about["network"], about.get("size", size)
+        told = next((name for name, entry in TOLD_BY.items() if entry in about), None)
+        if network["name"] == "super_resolution":
+            told = "low_resolution"
+        run |= {"size": size, "condition": args.condition or told}
         run["before"] = {"name": Path(args.start).stem} | {k: about.get(k, 0) for k in COUNTED}
+        if run["condition"] == told:
+            return TrainConfig(**options), run
+    options["network"] = conditioned(network, args.condition, args.data, size)
     return TrainConfig(**options), run
+
+
+def mirrors(run: dict) -> bool:
+    """Whether mirrored pictures are seen, too: not where captions say left and right."""
+    return not (run["data"] == "toy_cars" and run["condition"] == "caption")
 
 
 def write_run(out: Path, config: TrainConfig, run: dict) -> None:
@@ -214,21 +344,26 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
     config, run = configure(args)
     data, size = run["data"], run["size"]
-    pictures, held_out, description = load_data(data, size)
-    cond = load_cond(data, size, run["condition"]) if run["condition"] else None
+    pictures, held_out, description = load_data(data, size, run["condition"])
+    cond, described = load_cond(data, size, run["condition"], config.network) if run["condition"] else (None, {})
+    autoencoder = pretrained.load(run["autoencoder"]).net if run["autoencoder"] else None
+    if autoencoder:  # a mirrored latent is not the latent of the mirrored picture: both are encoded
+        both = [pictures, pictures.flip(3)] if mirrors(run) else [pictures]
+        pictures = torch.cat([autoencoder.to_latents(to_float(part)) for part in both])
+        held_out = autoencoder.to_latents(to_float(held_out))
+        cond = None if cond is None else torch.cat([cond] * len(both))
+        description += f", as latents of {run['autoencoder']}"
     stored = args.resume and (args.out / "run.json").is_file()  # then it was measured already
     if config.prediction_type == "edm" and args.sigma_data is None and not stored and not args.start:
         config = replace(config, sigma_data=root_mean_square(pictures))
     is_main = Accelerator().is_main_process  # of several, one writes and talks
-    columns, seeds = 8, range(32)
-    how = CONSISTENCY_DRAWING if config.objective == "consistency" else {}
+    columns = 8
     begun = args.resume and (args.out / "checkpoint.pt").exists()
     start = pretrained.load(run["start"]).net if run["start"] and not begun else None
     bar = None
     for record in train(config, pictures, args.out, args.resume, cond, start):
         if not is_main:
             continue
-        device = next(record.denoiser.net.parameters()).device
         if bar is None:
             write_run(args.out, config, run)
             bar = tqdm(total=100, unit="%", bar_format="{l_bar}{bar}| {elapsed}<{remaining} {postfix}")
@@ -238,9 +373,9 @@ def main(arguments: list[str] | None = None) -> None:
         )
         due = run["sample_every"] and record.step % run["sample_every"] < config.log_every
         if due and record.images_per_second:
-            drawn = sample(record.denoiser, seeds, (3, size, size), device=device, **how)
+            drawn = show(record.denoiser, 32, config, run, described, held_out, autoencoder)
             save_grid(drawn, args.out / f"samples_{record.step:07d}.png", columns)
-        about = partial(model_card, config, record, description, held_out, run, cond)
+        about = partial(model_card, config, record, description, held_out, run, described)
         if run["snapshot_images"]:
             keep_snapshot(args.out, run["snapshot_images"], record, about)
     if not is_main:
@@ -253,7 +388,7 @@ def main(arguments: list[str] | None = None) -> None:
         return
     card = about()
     pretrained.save(args.out / "weights.safetensors", record.denoiser, card)
-    drawn = sample(record.denoiser, range(64), (3, size, size), device=device, **how)
+    drawn = show(record.denoiser, 64, config, run, described, held_out, autoencoder)
     save_grid(drawn, args.out / "samples.png", columns)
     print(f"{card['parameters']:,} parameters, {record.images:,} images: {args.out}/weights.safetensors, samples.png")
 

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -22,18 +21,21 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from diffusion_utils import networks
+from diffusion_utils.batches import check_cond, make_batch, make_cond, make_low_resolution
 from diffusion_utils.config import TrainConfig
 from diffusion_utils.consistency import STAGES, consistency_loss
-from diffusion_utils.data import to_float
 from diffusion_utils.memory import keep_freed_memory
+from diffusion_utils.networks.autoencoder import autoencoder_loss
+from diffusion_utils.networks.super_resolution import SuperResolution
+from diffusion_utils.networks.text import TextToImage
 from diffusion_utils.optimizers import make_optimizer
 from diffusion_utils.prediction import Denoiser, min_snr_weight, network_input, target
 from diffusion_utils.runs import Log, load_checkpoint, read_log, restore, save_checkpoint, stop_on_signal
-from diffusion_utils.schedule import Schedule, make_schedule
+from diffusion_utils.schedule import Schedule
 
 __all__ = [
-    "StepRecord", "TrainConfig", "diffusion_loss", "ema_update", "load_checkpoint", "make_batch", "read_log",
-    "stop_on_signal", "train",
+    "StepRecord", "TrainConfig", "diffusion_loss", "ema_update", "load_checkpoint", "make_batch", "make_cond",
+    "read_log", "stop_on_signal", "train",
 ]  # fmt: skip
 
 
@@ -104,13 +106,16 @@ def train(
 
     Args:
         config: what to learn and for how long.
-        images: uint8 (N, 3, H, W); moved to the device once, as a whole.
+        images: uint8 (N, 3, H, W), or float32 (N, C, H, W), latents of variance 1; moved to the device
+            once, as a whole.
         run_dir: folder for `checkpoint.pt` and `log.jsonl`; None keeps nothing.
         resume: go on from the checkpoint in `run_dir`, or start there if it has none yet.  A run
             whose budget is used yields one record and learns nothing more.
-        cond: one row per picture that describes it (N, cond_dim), for a network built with that
-            cond_dim; a row of zeros describes nothing.
-        start: a trained network of the same form, to begin with its weights instead of random ones.
+        cond: one row per picture that describes it, (N, *net.cond_shape), for a network that takes such
+            rows; a row of zeros describes nothing.  (N, K, *net.cond_shape) gives each picture K
+            descriptions to choose from.  Networks for super-resolution make their own.
+        start: a trained network, to begin with its weights instead of random ones: of the same form, or
+            the picture network of a `TextToImage`, which then only has to learn the text.
 
     Under `accelerate launch` every process runs this and takes its share of each batch.
 
@@ -118,15 +123,10 @@ def train(
         ValueError: pictures or configuration unfit, or a resumed run that learns something else.
         FileExistsError: `run_dir` already holds a run and `resume` is False.
     """
-    if images.dtype != torch.uint8 or images.dim() != 4 or len(images) == 0:
+    if images.dtype not in (torch.uint8, torch.float32) or images.dim() != 4 or len(images) == 0:
         raise ValueError(
-            f"images must be a uint8 tensor (N, 3, H, W) with N ≥ 1, not {images.dtype} {tuple(images.shape)}"
-        )
-    cond_dim = config.network.get("cond_dim")
-    if (cond is None) != (cond_dim is None) or cond is not None and cond.shape != (len(images), cond_dim):
-        raise ValueError(
-            f"the network takes cond_dim={cond_dim}, which needs cond "
-            f"{None if cond_dim is None else (len(images), cond_dim)}, not {cond if cond is None else tuple(cond.shape)}"
+            "images must be a uint8 tensor (N, 3, H, W), or latents, float32 (N, C, H, W), with N ≥ 1, "
+            f"not {images.dtype} {tuple(images.shape)}"
         )
     checkpoint = run_dir and Path(run_dir) / "checkpoint.pt"
     if config.objective == "consistency" and start is None and not (resume and checkpoint and checkpoint.exists()):
@@ -140,8 +140,9 @@ def train(
 
     torch.manual_seed(config.seed)  # the same initial weights on every process
     net = networks.build(**config.network).to(device)
+    check_cond(net, cond, len(images))
     if start is not None:
-        net.load_state_dict(start.state_dict())
+        begin_with(net, start)
     ema = AveragedModel(deepcopy(net), multi_avg_fn=ema_update(config.ema_decay)).eval()
     optimizer = make_optimizer(config.optimizer, net, config.learning_rate, config.weight_decay)
     step, seconds = 0, 0.0
@@ -157,7 +158,9 @@ def train(
     net, optimizer = accelerator.prepare(net, optimizer)
     schedule = config.make_schedule()
     denoiser = Denoiser(ema.module, schedule, config.prediction_type, config.sigma_data)
-    images, cond = images.to(device), None if cond is None else cond.float().to(device)
+    images = images.to(device)
+    if cond is not None:
+        cond = cond.to(device, torch.int64 if isinstance(raw_net, TextToImage) else torch.float32)
 
     def save():
         if checkpoint and accelerator.is_main_process:
@@ -173,7 +176,10 @@ def train(
         while progress < 1 and not stop:
             share = (accelerator.process_index, processes)
             x0, noise, t = make_batch(images, step, config, share)
-            described = None if cond is None else make_cond(cond, step, config, share)
+            if isinstance(raw_net, SuperResolution):
+                described = make_low_resolution(x0, raw_net, schedule, step, config, share)
+            else:
+                described = None if cond is None else make_cond(cond, step, config, share)
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate_at(step, progress)
             if config.objective == "consistency":
@@ -181,6 +187,10 @@ def train(
                     net, x0, noise, t, schedule, config.prediction_type, int(progress * STAGES),
                     config.sigma_data, described,
                 )  # fmt: skip
+            elif config.objective == "autoencoder":
+                shape = (len(x0), *raw_net.latent_shape(*x0.shape[2:]))
+                latent_noise = noise.flatten(1)[:, : math.prod(shape[1:])].reshape(shape)
+                loss = autoencoder_loss(net, x0, latent_noise, config.kl_weight)
             else:
                 loss = diffusion_loss(
                     net, x0, noise, t, schedule, config.prediction_type, config.min_snr_gamma,
@@ -224,82 +234,24 @@ def train(
     accelerator.free_memory()
 
 
-def make_batch(
-    images: Tensor, step: int, config: TrainConfig, share: tuple[int, int] = (0, 1)
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Pictures, noise and timesteps of one step, drawn from (seed, step) alone.
+def begin_with(net: nn.Module, start: nn.Module) -> None:
+    """Put a trained network's weights into `net`, or into its picture network where `net` is a
+    `TextToImage` and the start is none: then what has to do with the text stays new, and what the start
+    knew of other descriptions is left behind.
 
-    Args:
-        images: uint8 (N, 3, H, W) on the training device.
-        share: (i, n): the i-th of n equal parts of the batch.
-
-    Returns:
-        x0 in [-1, 1] and noise, both (B/n, 3, H, W), and t int64 (B/n,).
+    Raises:
+        ValueError: the start is a network of another form.
     """
-    batch, device = config.batch_size, images.device
-    generator = torch.Generator(device).manual_seed(_stream(config.seed, step))
-    x0 = to_float(images[batch_indices(step, batch, len(images), config.seed).to(device)])
-    if config.flip:
-        mirrored = torch.rand(batch, 1, 1, 1, device=device, generator=generator) < 0.5
-        x0 = torch.where(mirrored, x0.flip(3), x0)
-    if config.timestep_sampling == "uniform":
-        t = torch.randint(config.num_train_timesteps, (batch,), device=device, generator=generator)
-    else:
-        levels = _log_noise_levels(config.schedule, config.num_train_timesteps, config.zero_terminal_snr)
-        drawn = -1.2 + 1.2 * torch.randn(batch, device=device, generator=generator)
-        t = torch.searchsorted(levels.to(device), drawn).clamp(max=config.num_train_timesteps - 1)
-    noise = torch.randn(x0.shape, device=device, generator=generator)
-    part = _part(batch, share)
-    return x0[part], noise[part], t[part]
-
-
-def make_cond(cond: Tensor, step: int, config: TrainConfig, share: tuple[int, int] = (0, 1)) -> Tensor:
-    """The descriptions of the pictures of `make_batch`, some of them withheld (`config.cond_dropout`).
-
-    Args:
-        cond: float (N, cond_dim), one row per training picture, on the training device.
-        share: as for `make_batch`.
-
-    Returns:
-        (B/n, cond_dim); withheld rows are zeros.
-    """
-    batch = config.batch_size
-    rows = cond[batch_indices(step, batch, len(cond), config.seed).to(cond.device)]
-    # A stream of its own: a run with descriptions sees the pictures and noise of one without.
-    generator = torch.Generator(cond.device).manual_seed(_stream(config.seed + 1, step))
-    told = torch.rand(batch, 1, device=cond.device, generator=generator) >= config.cond_dropout
-    return (rows * told)[_part(batch, share)]
-
-
-def batch_indices(step: int, batch_size: int, count: int, seed: int) -> Tensor:
-    """Which of `count` pictures step `step` sees: every picture once per epoch, each epoch shuffled."""
-    position = torch.arange(step * batch_size, (step + 1) * batch_size)
-    epoch = position // count
-    return torch.cat(
-        [_epoch_order(int(e), count, seed)[position[epoch == e] % count] for e in epoch.unique()]
-    )
-
-
-def _part(batch: int, share: tuple[int, int]) -> slice:
-    return slice(share[0] * batch // share[1], (share[0] + 1) * batch // share[1])
-
-
-def _stream(seed: int, number: int) -> int:
-    """The seed of one of a run's many generators.  torch's CPU generator reads only the lower 32
-    bits of a seed, so the run's seed cannot stand in the upper ones."""
-    return (seed * 0x9E3779B1 + number) % 2**32
-
-
-@lru_cache(maxsize=4)
-def _log_noise_levels(schedule: str, num_train_timesteps: int, zero_terminal_snr: bool) -> Tensor:
-    """ln(σ/α) of every timestep, rising, float32 (T,)."""
-    return make_schedule(schedule, num_train_timesteps, zero_terminal_snr).snr().log().mul(-0.5).float()
-
-
-@lru_cache(maxsize=4)
-def _epoch_order(epoch: int, count: int, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(_stream(seed, 2**31 + epoch))
-    return torch.randperm(count, generator=generator)
+    whole = not isinstance(net, TextToImage) or isinstance(start, TextToImage)
+    into, weights = (net if whole else net.net), start.state_dict()
+    if not whole:
+        weights = {name: value for name, value in weights.items() if name != "embed.cond.weight"}
+    own = into.state_dict()
+    new = [name for name in own if name not in weights]
+    fits = weights.keys() <= own.keys() and all(own[name].shape == value.shape for name, value in weights.items())
+    if not fits or any(whole or not (".cross." in name or name == "embed.cond.weight") for name in new):
+        raise ValueError("the network to start with is of another form than the one to be trained: give it the same options")
+    into.load_state_dict({**own, **weights})
 
 
 def ema_update(decay: float) -> Callable:

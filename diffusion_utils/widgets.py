@@ -15,6 +15,7 @@ an Output widget flickers. It is sent small, and the browser enlarges it.
 """
 
 import functools
+import html
 import io
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -193,6 +194,52 @@ def scrubber(
         frame, label, "step", count=len(steps), play=True,
         width=_width_on_screen(size[1], steps[0][1].shape[2]),
     )
+
+
+def prompt_box(
+    draw: Callable[[str, float, int], Tensor], prompt: str, scale: float = 3.0, seed: int = 0,
+    highest_scale: float = 8.0, remark: Callable[[str], str] = lambda prompt: "", columns: int = 4,
+    aspect: float = 4 / 3, height: int = CELL_HEIGHT,
+) -> ipywidgets.VBox:
+    """A line to type a prompt into, a slider for the guidance scale, a seed; and the cars they give.
+
+    Enter (or leaving the line) draws, and so does letting go of the slider or another seed.
+
+    Args:
+        draw: (prompt, guidance scale, seed) to pictures (N, 3, H, W), float in [-1, 1] or uint8.
+        prompt, scale, seed: what stands there at first, and is drawn at once.
+        highest_scale: of the slider, which begins at 0.
+        remark: what to say of a prompt, such as `Tokenizer.remark`; "" for nothing.
+        columns, aspect: as for `plotting.picture_grid`.
+        height: of each picture on screen, in pixels.
+
+    Returns:
+        VBox of (VBox of (Text, FloatSlider, BoundedIntText), HTML label, Image).
+    """
+    wide = ipywidgets.Layout(width="100%", max_width="600px")
+    name = {"description_width": "90px"}
+    text = ipywidgets.Text(value=prompt, description="prompt", continuous_update=False, style=name, layout=wide)
+    slider = ipywidgets.FloatSlider(value=scale, min=0, max=highest_scale, step=0.5, description="guidance w",
+                                    continuous_update=False, style=name, layout=wide)  # fmt: skip
+    number = ipywidgets.BoundedIntText(value=seed, min=0, max=2**31, description="seed", style=name,
+                                       layout=ipywidgets.Layout(width="220px"))  # fmt: skip
+    label, image = ipywidgets.HTML(), ipywidgets.Image(format="png", layout=ipywidgets.Layout(max_width="100%"))
+
+    def redraw(change=None):
+        label.value = "drawing …"
+        pictures = draw(text.value, slider.value, number.value)
+        grid = picture_grid(pictures, columns, aspect)
+        image.value = encode(grid)
+        image.layout.width = f"{min(WIDEST, round(grid.shape[1] * height / pictures.shape[2]))}px"
+        said = html.escape(remark(text.value))  # it repeats what was typed
+        what = html.escape(text.value.strip()) or "(no prompt)"
+        label.value = _line(f"<b>{what}</b>", f"w = {slider.value:g}", f"seed {number.value}") + (said and f"<br>{said}")
+
+    redraw()
+    for control in (text, slider, number):
+        control.observe(redraw, names="value")
+    controls = ipywidgets.VBox([text, slider, number], layout=ipywidgets.Layout(width="100%"))
+    return ipywidgets.VBox([controls, label, image], layout=ipywidgets.Layout(align_items="flex-start", width="100%"))
 
 
 def side_by_side(left: Tensor, right: Tensor, columns: int, aspect: float = 4 / 3) -> np.ndarray:

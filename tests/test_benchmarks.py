@@ -244,7 +244,7 @@ def test_a_measured_snapshot_is_shipped_with_its_guide(tmp_path, monkeypatch):
     card = pretrained.card("mine")
     assert card["drawing"] == {
         "sampler": "dpm_solver_pp", "steps": 2, "guidance_scale": 2, "guide": "mine-guide", "skip_layers": None,
-        "interval": None, "time_shift": 0,
+        "interval": None, "time_shift": 0, "guide_described": True,
     }  # fmt: skip
     assert card["generated"] == row["generated"] and card["images_seen"] == 200
     assert pretrained.card("mine-guide")["images_seen"] == 100

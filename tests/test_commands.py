@@ -214,8 +214,8 @@ def test_options_reach_the_configuration(tmp_path):
     )
     config, run = train_command.configure(args)
     assert run == {
-        "data": "toy_cars", "size": 32, "condition": None, "start": None, "before": None, "sample_every": 2000,
-        "snapshot_images": 0,
+        "data": "toy_cars", "size": 32, "condition": None, "autoencoder": None, "start": None, "before": None,
+        "sample_every": 2000, "snapshot_images": 0,
     }  # fmt: skip
     assert config.network == train_command.TOY
     expected = {

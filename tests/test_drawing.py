@@ -7,9 +7,12 @@ import pytest
 import torch
 
 from diffusion_utils import drawing, pretrained
-from diffusion_utils.guidance import conditions, skip_layers
+from diffusion_utils.data import to_uint8
+from diffusion_utils.guidance import Guided, conditions, skip_layers
+from diffusion_utils.networks import build
 from diffusion_utils.prediction import Denoiser
 from diffusion_utils.sampling import sample
+from diffusion_utils.schedule import make_schedule
 
 TINY = {"name": "resnet", "channels": [8], "stem": 2, "embedding_dim": 8}
 SHARES = {"red": 0.5, "green": 0.3, "blue": 0.2}
@@ -77,16 +80,16 @@ def test_guidance_is_that_of_the_command_line(files):
 
 def test_the_card_advises_and_the_command_line_decides(files, tmp_path):
     advice = {"sampler": "ddpm", "steps": 7, "guidance_scale": 3.0, "guide": str(files["weak"]), "skip_layers": None,
-              "interval": [1, 50], "time_shift": 3}  # fmt: skip
+              "interval": [1, 50], "time_shift": 3, "guide_described": False}  # fmt: skip
     path = shipped(tmp_path / "advised.safetensors", 1, conditions=SHARES, drawing=advice)
     assert drawing.settings(parse(path)) == advice
     guided = load(path)
     assert guided.guidance_scale == 3 and guided.interval == (1, 50) and guided.guide is not None
-    assert guided.time_shift == 3
-    own = parse(path, "--sampler", "ddim", "--steps", 9, "--guidance-scale", 1.5, "--guide", "none")
+    assert guided.time_shift == 3 and not guided.guide_described
+    own = parse(path, "--sampler", "ddim", "--steps", 9, "--guidance-scale", 1.5, "--guide", "none", "--guide-described")
     assert drawing.settings(own) == {
         "sampler": "ddim", "steps": 9, "guidance_scale": 1.5, "guide": None, "skip_layers": None,
-        "interval": [1, 50], "time_shift": 3,
+        "interval": [1, 50], "time_shift": 3, "guide_described": True,
     }  # fmt: skip
     assert drawing.load(path, range(2), how=drawing.settings(own)).guide is None
     assert drawing.load(path, range(2)).guide is not None and drawing.advice(path) == advice
@@ -164,3 +167,26 @@ def test_the_card_is_json_and_keeps_the_advice(files, tmp_path):
     path = shipped(tmp_path / "a.safetensors", 1, drawing={"steps": 3})
     assert json.loads(path.with_suffix(".json").read_text())["drawing"] == {"steps": 3}
     assert drawing.settings(parse(path)) == {**drawing.DEFAULTS, "steps": 3}
+
+
+@torch.no_grad()
+def test_latents_are_drawn_and_decoded(tmp_path):
+    def save(name, network, **more):
+        torch.manual_seed(0)
+        net = build(**network)
+        for p in net.parameters():
+            torch.nn.init.normal_(p, 0, 0.1)
+        about = {"network": network, "prediction_type": "sample", "schedule": "cosine", "num_train_timesteps": 100,
+                 "zero_terminal_snr": False, "size": 16, **more}  # fmt: skip
+        pretrained.save(tmp_path / name, Denoiser(net, make_schedule("cosine", 100), "sample"), about)
+        return str(tmp_path / name)
+
+    encoder = save("vae.safetensors", {"name": "autoencoder", "channels": [8, 8], "latent_channels": 2})
+    tiny = {"name": "resnet", "channels": [8, 8], "picture_channels": 2, "embedding_dim": 8}
+    weights = save("latent.safetensors", tiny, autoencoder=encoder)
+    denoiser = pretrained.load(weights)
+    drawn = drawing.draw(denoiser, range(3), 16, "ddim", 4)
+    latents = sample(denoiser, range(3), (2, 4, 4), "ddim", 4, clamp=False)
+    assert drawn.shape == (3, 3, 16, 16)
+    assert torch.equal(drawn, to_uint8(denoiser.autoencoder.from_latents(latents)))
+    assert torch.equal(drawing.draw(Guided(denoiser, time_shift=0), range(3), 16, "ddim", 4), drawn)

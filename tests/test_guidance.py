@@ -52,6 +52,12 @@ def test_autoguidance_goes_beyond_the_weaker_network():
     assert values(Guided(says(0.5), guide=says(0.2), guidance_scale=2)(X, T)) == [0.8, 0.8]
 
 
+def test_a_guide_may_be_left_undescribed():
+    guided = Guided(says(0.5), COND, says(0.2), guidance_scale=2, guide_described=False)
+    assert values(guided(X, T)) == [0.2 + 2 * (0.6 - 0.2), 0.2 + 2 * (0.8 - 0.2)]
+    assert guided.guide.net.calls[0][1] is None
+
+
 def test_with_both_the_weaker_network_gets_the_same_description():
     guided = Guided(says(0.5), COND, says(0.2), guidance_scale=2)
     assert values(guided(X, T)) == [0.9, 1.1]

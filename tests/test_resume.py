@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffusion_utils import training
+from diffusion_utils import batches, training
 from diffusion_utils.training import TrainConfig, load_checkpoint, read_log, train
 
 ROOT = Path(__file__).parent.parent
@@ -79,7 +79,7 @@ def whole(tmp_path_factory):
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, whole, until):
     run(tmp_path, until=until)
     torch.manual_seed(99)  # another process stands elsewhere
-    training._epoch_order.cache_clear()
+    batches._epoch_order.cache_clear()
     record = run(tmp_path, resume=True)
     assert record.step == 12 and record.images == 48
     assert_equal_runs(tmp_path, whole)

@@ -199,3 +199,51 @@ def test_pictures_are_enlarged_by_the_browser_but_fit_the_page(images, steps):
     image = widgets.noise_slider(images, cosine(10), columns=2).children[2]
     assert image.layout.width == f"{43 * 8}px"
     assert widgets.scrubber(steps).children[2].layout.width == "760px"
+
+
+@pytest.fixture
+def asked():
+    return []
+
+
+@pytest.fixture
+def box(asked, images):
+    def draw(prompt, scale, seed):
+        asked.append((prompt, scale, seed))
+        return torch.full((2, 3, 16, 16), len(prompt) / 100 + seed / 10)
+
+    return widgets.prompt_box(draw, "a red van", scale=3, seed=1, remark=lambda p: "what <is> zebra?" * ("zebra" in p))
+
+
+def test_the_prompt_box_draws_at_once_and_after_every_change(box, asked):
+    (text, slider, number), label, image = box.children[0].children, *box.children[1:]
+    assert asked == [("a red van", 3.0, 1)]
+    text.value = "a blue van"
+    slider.value = 5
+    number.value = 7
+    assert asked[1:] == [("a blue van", 3.0, 1), ("a blue van", 5.0, 1), ("a blue van", 5.0, 7)]
+    expected = picture_grid(torch.full((2, 3, 16, 16), 0.1 + 0.7), 4)
+    assert np.array_equal(decoded(image.value), expected)
+    assert all(part in label.value for part in ("a blue van", "w = 5", "seed 7"))
+
+
+def test_the_prompt_box_says_what_it_did_not_understand_and_runs_nothing_that_is_typed(box):
+    (text, *_), label, _ = box.children[0].children, *box.children[1:]
+    assert "zebra" not in label.value
+    text.value = "a <b>zebra</b> <script>"
+    assert "<script>" not in label.value and "&lt;script&gt;" in label.value
+    assert "what &lt;is&gt; zebra?" in label.value
+    text.value = "  "
+    assert "(no prompt)" in label.value
+
+
+def test_the_prompt_box_waits_for_enter_and_for_the_slider_to_be_let_go(box):
+    text, slider, _ = box.children[0].children
+    assert not text.continuous_update and not slider.continuous_update and slider.min == 0
+
+
+def test_the_prompt_box_fits_the_page(images):
+    box = widgets.prompt_box(lambda *_: images.repeat(4, 1, 1, 1), "", columns=8)
+    assert int(box.children[2].layout.width.removesuffix("px")) <= widgets.WIDEST
+    small = widgets.prompt_box(lambda *_: images[:1], "", height=100)
+    assert small.children[2].layout.width == "131px"  # 16 × 21 pixels, 100 high

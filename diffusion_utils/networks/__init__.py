@@ -2,7 +2,7 @@
 
     net(x_t, t, cond=None)      # x_t (N, C, H, W), t int64 (N,), cond None or (N, cond_dim)
 
-which answers (N, C, H, W).
+which answers (N, C, H, W).  `net.cond_shape` is the shape of one picture's cond, or None.
 """
 
 from typing import NamedTuple
@@ -10,12 +10,18 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from diffusion_utils.networks.autoencoder import Autoencoder
 from diffusion_utils.networks.blocks import without
 from diffusion_utils.networks.resnet import ResNetEncoderDecoder
 from diffusion_utils.networks.segnet import SegNet
+from diffusion_utils.networks.super_resolution import SuperResolution
+from diffusion_utils.networks.text import TextToImage
 from diffusion_utils.networks.unet import UNet
 
-NETWORKS = {"resnet": ResNetEncoderDecoder, "segnet": SegNet, "unet": UNet}
+NETWORKS = {
+    "resnet": ResNetEncoderDecoder, "segnet": SegNet, "unet": UNet,
+    "text_to_image": TextToImage, "super_resolution": SuperResolution, "autoencoder": Autoencoder,
+}  # fmt: skip
 
 
 def build(name: str, **options) -> nn.Module:

@@ -74,7 +74,7 @@ class ResBlock(nn.Module):
 
     Args:
         in_channels, out_channels: a 1×1 convolution adapts the carried input where they differ.
-        embedding_dim: length of the timestep vector.
+        embedding_dim: length of the timestep vector; None: nothing acts between the convolutions.
 
     Shape:
         (N, in_channels, H, W) and (N, embedding_dim) to (N, out_channels, H, W).
@@ -82,11 +82,11 @@ class ResBlock(nn.Module):
 
     skipped = False  # see `without`
 
-    def __init__(self, in_channels: int, out_channels: int, embedding_dim: int):
+    def __init__(self, in_channels: int, out_channels: int, embedding_dim: int | None = None):
         super().__init__()
         self.norm1 = group_norm(in_channels)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.scale_shift = nn.Linear(embedding_dim, 2 * out_channels)
+        self.scale_shift = nn.Linear(embedding_dim, 2 * out_channels) if embedding_dim else None
         self.norm2 = group_norm(out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.carry = (
@@ -95,12 +95,13 @@ class ResBlock(nn.Module):
         nn.init.zeros_(self.conv2.weight)
         nn.init.zeros_(self.conv2.bias)
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
         if self.skipped:
             return self.carry(x)
-        h = self.conv1(F.silu(self.norm1(x)))
-        scale, shift = self.scale_shift(embedding)[:, :, None, None].chunk(2, dim=1)
-        h = self.norm2(h) * (1 + scale) + shift
+        h = self.norm2(self.conv1(F.silu(self.norm1(x))))
+        if self.scale_shift is not None:
+            scale, shift = self.scale_shift(embedding)[:, :, None, None].chunk(2, dim=1)
+            h = h * (1 + scale) + shift
         return self.carry(x) + self.conv2(F.silu(h))
 
 
@@ -113,11 +114,13 @@ class SelfAttention(nn.Module):
     Args:
         channels: C.
         head_channels: of each head; where it does not divide C there is one head.
+        context_dim: length of the vectors of a text that every place also looks at, afterwards, by
+            `CrossAttention`; None: there is no text.
     """
 
     skipped = False  # see `without`
 
-    def __init__(self, channels: int, head_channels: int = 32):
+    def __init__(self, channels: int, head_channels: int = 32, context_dim: int | None = None):
         super().__init__()
         self.heads = channels // head_channels if channels % head_channels == 0 else 1
         self.norm = group_norm(channels)
@@ -125,14 +128,50 @@ class SelfAttention(nn.Module):
         self.out = nn.Conv2d(channels, channels, 1)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
+        self.cross = CrossAttention(channels, context_dim, head_channels) if context_dim else None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """context: vectors and mask of a text, as for `CrossAttention`."""
         if self.skipped:
             return x
         n, c, height, width = x.shape
         # (N, 3C, H, W) to three of (N, heads, H·W, C/heads)
         q, k, v = self.qkv(self.norm(x)).reshape(n, 3, self.heads, -1, height * width).transpose(3, 4).unbind(1)
         found = F.scaled_dot_product_attention(q, k, v)
+        x = x + self.out(found.transpose(2, 3).reshape(n, c, height, width))
+        return x if self.cross is None else self.cross(x, *context)
+
+
+class CrossAttention(nn.Module):
+    """Every place of the feature map looks at the words of a text, and adds what it found there (as
+    in latent diffusion, Rombach et al. 2022, 2112.10752, section 3.3).
+
+    The question comes from the place, keys and values from the words.  Starts as the identity.
+
+    Args:
+        channels: C of the feature map.
+        context_dim: length D of each word's vector.
+        head_channels: as for `SelfAttention`.
+
+    Shape:
+        x (N, C, H, W), context (N, L, D) and mask, bool (N, L), which words are there, to (N, C, H, W).
+    """
+
+    def __init__(self, channels: int, context_dim: int, head_channels: int = 32):
+        super().__init__()
+        self.heads = channels // head_channels if channels % head_channels == 0 else 1
+        self.norm = group_norm(channels)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.kv = nn.Linear(context_dim, 2 * channels)
+        self.out = nn.Conv2d(channels, channels, 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, x: Tensor, context: Tensor, mask: Tensor) -> Tensor:
+        n, c, height, width = x.shape
+        q = self.q(self.norm(x)).reshape(n, self.heads, -1, height * width).transpose(2, 3)  # (N, heads, H·W, d)
+        k, v = self.kv(context).reshape(n, len(mask[0]), 2, self.heads, -1).permute(2, 0, 3, 1, 4)  # (N, heads, L, d)
+        found = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :])
         return x + self.out(found.transpose(2, 3).reshape(n, c, height, width))
 
 

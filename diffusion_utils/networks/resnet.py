@@ -46,10 +46,13 @@ class ResNetEncoderDecoder(nn.Module):
         picture_channels: 3 for RGB.
         embedding_dim: length of the timestep vector.
         cond_dim: length of `cond`, a vector that describes the picture; None: it takes none.
+        context_dim: length of the vectors of `context`, a text that attention layers also look at.
+        out_channels: of the answer, where it has not as many as the picture that is read.
 
     Shape:
-        x_t (N, C, H, W), t int64 (N,) and cond None or (N, cond_dim) to (N, C, H, W); H and W
-        divisible by `self.stride`.
+        x_t (N, C, H, W), t int64 (N,), cond None or (N, cond_dim), and with context_dim context, the
+        pair (N, L, context_dim) and bool (N, L), to (N, out_channels, H, W); H and W divisible by
+        `self.stride`.
 
     Raises:
         ValueError: a configuration that cannot be built, or a picture that `stride` does not divide.
@@ -70,8 +73,12 @@ class ResNetEncoderDecoder(nn.Module):
         picture_channels: int = 3,
         embedding_dim: int = 128,
         cond_dim: int | None = None,
+        context_dim: int | None = None,
+        out_channels: int | None = None,
     ):
         super().__init__()
+        out_channels = out_channels or picture_channels
+        self.cond_shape = (cond_dim,) if cond_dim else None
         if isinstance(channels, int):
             raise ValueError(f"channels must be a list of widths, one per stage, such as [{channels}]")
         if stem not in (1, 2, 4):
@@ -117,7 +124,7 @@ class ResNetEncoderDecoder(nn.Module):
             for _ in range(count):
                 layers.append(ResBlock(width, width, embedding_dim))
                 if stride in attention:
-                    layers.append(SelfAttention(width))
+                    layers.append(SelfAttention(width, context_dim=context_dim))
             return layers
 
         self.embed = TimestepEmbedding(embedding_dim, cond_dim=cond_dim)
@@ -146,11 +153,11 @@ class ResNetEncoderDecoder(nn.Module):
                 self.decoder.append(nn.Sequential(group_norm(next_width), nn.SiLU()))
             width = next_width
         if patch_head:
-            last = nn.Conv2d(width, picture_channels * stem**2, 3, padding=1)
+            last = nn.Conv2d(width, out_channels * stem**2, 3, padding=1)
         elif head_doubles:
-            last = make_upsample(upsample, width, picture_channels)
+            last = make_upsample(upsample, width, out_channels)
         else:
-            last = nn.Conv2d(width, picture_channels, 3, padding=1)
+            last = nn.Conv2d(width, out_channels, 3, padding=1)
         self.head = nn.Sequential(group_norm(width), nn.SiLU(), last)
         if patch_head:
             self.head.append(nn.PixelShuffle(stem))
@@ -158,13 +165,17 @@ class ResNetEncoderDecoder(nn.Module):
         for parameter in last.parameters():
             nn.init.zeros_(parameter)
 
-    def forward(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x_t: Tensor, t: Tensor, cond: Tensor | None = None, context: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
         check_size(x_t, self.stride)
         embedding = self.embed(t if self.timestep else torch.zeros_like(t), cond)
         h, kept = self.stem(x_t), []
         for layer in [*self.encoder, *self.decoder]:
             if isinstance(layer, ResBlock):
                 h = layer(h, embedding)
+            elif isinstance(layer, SelfAttention):
+                h = layer(h, context)
             elif isinstance(layer, PoolDown):
                 h, indices = layer(h)
                 kept.append(indices)

@@ -66,6 +66,7 @@ class SegNet(nn.Module):
         if not channels or len(depths) != len(channels) or min(depths) < 1:
             raise ValueError("channels needs at least one width, depth one number ≥ 1 (or one per stage)")
         self.stride = 2 ** len(channels)
+        self.cond_shape = (cond_dim,) if cond_dim else None
         self.embed = TimestepEmbedding(embedding_dim, cond_dim=cond_dim)
 
         def stage(widths: list[int]) -> nn.ModuleList:

@@ -55,6 +55,7 @@ class UNet(nn.Module):
             attend = SelfAttention(after) if stride in attention else nn.Identity()
             return nn.ModuleList([ResBlock(before, after, embedding_dim), attend])
 
+        self.cond_shape = (cond_dim,) if cond_dim else None
         self.embed = TimestepEmbedding(embedding_dim, cond_dim=cond_dim)
         self.stem = nn.Conv2d(picture_channels, channels[0], 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()

@@ -1,0 +1,117 @@
+"""Super-resolution: what the network is told, in training as in drawing, and that it uses it."""
+
+import pytest
+import torch
+from torch import nn
+
+from diffusion_utils import drawing, pretrained
+from diffusion_utils.batches import make_batch, make_low_resolution
+from diffusion_utils.data import to_uint8, toy_cars
+from diffusion_utils.networks import build
+from diffusion_utils.networks.super_resolution import low_resolution_cond, shrink
+from diffusion_utils.prediction import Denoiser
+from diffusion_utils.schedule import cosine
+from diffusion_utils.training import TrainConfig, train
+
+NET = {"name": "resnet", "channels": [8, 16], "stem": 2, "decoder_depth": 1, "skip": "add", "patch_head": True,
+       "upsample": "nearest", "embedding_dim": 16}  # fmt: skip
+SCHEDULE = cosine(1000)
+
+
+def new(**options):
+    torch.manual_seed(0)
+    net = build("super_resolution", net=NET, **options).eval()
+    for p in net.parameters():
+        nn.init.normal_(p, 0, 0.1)
+    return net
+
+
+def test_small_pictures_are_averages():
+    small = shrink(torch.full((1, 3, 8, 8), 0.3))
+    assert small.shape == (1, 3, 4, 4) and torch.allclose(small, torch.tensor(0.3), atol=1e-6)
+    checkerboard = (torch.arange(8)[:, None] + torch.arange(8)) % 2 * 2.0 - 1
+    assert shrink(checkerboard.expand(1, 3, 8, 8))[..., 1:-1, 1:-1].abs().max() < 0.05  # 1 if pixels were picked
+    assert shrink(torch.zeros(1, 3, 16, 16), 4).shape == (1, 3, 4, 4)
+
+
+def test_the_condition_is_the_small_picture_its_noise_and_how_much():
+    small, noise, level = torch.rand(2, 3, 4, 4), torch.randn(2, 3, 4, 4), torch.tensor([0, 400])
+    cond = low_resolution_cond(small, SCHEDULE, level, noise)
+    assert cond.shape == (2, 4, 4, 4)
+    assert torch.equal(cond[:, :3], SCHEDULE.add_noise(small, noise, level))
+    assert (cond[0, 3] == 0).all() and torch.allclose(cond[1, 3], torch.tensor(0.4))
+    assert (cond[0, :3] - small[0]).abs().max() < 0.1
+
+
+def test_the_answer_depends_on_the_small_picture_and_its_noise_level():
+    net, x, t = new(), torch.randn(1, 3, 16, 16), torch.tensor([700])
+    cond = torch.rand(1, 4, 8, 8)
+    answer = net(x, t, cond)
+    assert answer.shape == x.shape
+    for channel in (0, 2, 3):
+        other = cond.clone()
+        other[:, channel] += 0.5
+        assert not torch.allclose(net(x, t, other), answer, atol=1e-4)
+    assert torch.equal(net(x, t), net(x, t, torch.zeros_like(cond)))
+
+
+def test_gradients_reach_every_parameter():
+    net = new()
+    net(torch.randn(4, 3, 16, 16), torch.arange(4), torch.rand(4, 4, 8, 8)).square().mean().backward()
+    assert not {name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()}
+
+
+def test_training_tells_of_its_own_pictures_with_noise_of_every_level():
+    images, net = toy_cars.load(6, 16).images, new(max_noise=300)
+    config = TrainConfig(steps=1, batch_size=300)
+    x0, _, _ = make_batch(images, 5, config)
+    cond = make_low_resolution(x0, net, SCHEDULE, 5, config)
+    level = (cond[:, 3, 0, 0] * 1000).round().long()
+    assert cond.shape == (300, 4, 8, 8) and level.min() < 20 and 280 < level.max() < 300
+    clean = level < 10
+    assert clean.any() and (cond[clean, :3] - shrink(x0)[clean]).abs().mean() < 0.05  # flipped as x0 is
+    error = (cond[:, :3] - shrink(x0) * SCHEDULE.alphas_cumprod[level].sqrt()[:, None, None, None].float())
+    expected = (1 - SCHEDULE.alphas_cumprod[level]).float().sqrt()
+    assert torch.allclose(error.std((1, 2, 3)), expected, rtol=0.25, atol=0.02)
+    parts = [make_low_resolution(x0[i * 150 : i * 150 + 150], net, SCHEDULE, 5, config, (i, 2)) for i in range(2)]
+    assert torch.allclose(torch.cat(parts), cond)
+
+
+def test_a_network_learns_to_look_at_the_small_picture():
+    """Flat pictures, dark or light: nothing but the small one says which, and the answer follows it."""
+    images = torch.stack([torch.full((3, 16, 16), 50), torch.full((3, 16, 16), 205)]).to(torch.uint8)
+    config = TrainConfig(network={"name": "super_resolution", "net": NET}, steps=200, batch_size=16, warmup_steps=5,
+                         learning_rate=5e-3, ema_decay=0.9, mixed_precision="no", log_every=200)  # fmt: skip
+    (record,) = train(config, images)
+    small = torch.stack([torch.full((3, 8, 8), 205), torch.full((3, 8, 8), 50)]).to(torch.uint8)
+    drawn = drawing.enlarge(record.denoiser, small, [0, 1], steps=5)
+    assert drawn.shape == (2, 3, 16, 16) and drawn.dtype == torch.uint8
+    assert (drawn[0].float() - 205).abs().mean() < 25 and (drawn[1].float() - 50).abs().mean() < 25
+
+
+def test_a_picture_is_enlarged_alike_in_whatever_batch():
+    denoiser = Denoiser(new(), SCHEDULE, "sample")
+    small = torch.rand(3, 3, 8, 8) * 2 - 1
+    together = drawing.enlarge(denoiser, small, [5, 6, 7], noise_level=200, steps=3)
+    alone = drawing.enlarge(denoiser, small[1:2], [6], noise_level=200, steps=3)
+    assert (together[1:2].int() - alone.int()).abs().max() <= 1
+    other = drawing.enlarge(denoiser, small[1:2], [6], noise_level=0, steps=3)
+    assert not torch.equal(other, alone)
+    rounded = drawing.enlarge(denoiser, to_uint8(small), [5, 6, 7], noise_level=200, steps=3)
+    assert (rounded.int() - together.int()).abs().float().mean() < 2
+
+
+def test_what_cannot_be_enlarged_is_said(tmp_path):
+    plain = Denoiser(build(**NET), SCHEDULE, "sample")
+    with pytest.raises(ValueError, match="cannot enlarge"):
+        drawing.enlarge(plain, torch.zeros(1, 3, 8, 8), [0])
+    with pytest.raises(ValueError, match=r"noise_level must lie in \[0, 500\]"):
+        drawing.enlarge(Denoiser(new(), SCHEDULE, "sample"), torch.zeros(1, 3, 8, 8), [0], noise_level=501)
+    with pytest.raises(ValueError, match="leave prediction_type at 'sample'"):
+        TrainConfig({"name": "super_resolution", "net": NET}, "epsilon", steps=1)
+    with pytest.raises(ValueError, match="scale must be at least 2"):
+        new(scale=1)
+    about = {"network": {"name": "super_resolution", "net": NET}, "prediction_type": "sample", "schedule": "cosine",
+             "num_train_timesteps": 1000, "zero_terminal_snr": False}  # fmt: skip
+    pretrained.save(tmp_path / "up.safetensors", Denoiser(new(), SCHEDULE, "sample"), about)
+    assert pretrained.load(tmp_path / "up.safetensors").net.scale == 2
