@@ -42,7 +42,7 @@ TOY_WAYS = {f"w = {scale:g}": {"guidance_scale": scale} for scale in (0, 1, 1.5,
 }
 CARS_WAYS = {
     "not guided": SHIFT,
-    **{f"classifier-free, w = {scale:g}": {**SHIFT, "guidance_scale": scale} for scale in (2, 3, 4, 6)},
+    **{f"classifier-free, w = {scale:g}": {**SHIFT, "guidance_scale": scale} for scale in (2, 4)},
     "without encoder.7, w = 3": {**SHIFT, "guidance_scale": 3, "skip_layers": MIDDLE},
     **{f"without encoder.7 and caption, w = {scale:g}": {
         **SHIFT, "guidance_scale": scale, "skip_layers": MIDDLE, "guide_described": False,

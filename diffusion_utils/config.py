@@ -96,8 +96,6 @@ class TrainConfig:
             raise ValueError("objective 'consistency' needs a little signal everywhere: leave zero_terminal_snr out")
         if (self.objective == "autoencoder") != (self.network.get("name") == "autoencoder"):
             raise ValueError("objective 'autoencoder' and network 'autoencoder' belong together: give both or neither")
-        if self.network.get("name") == "super_resolution" and self.prediction_type != "sample":
-            raise ValueError("a network for super-resolution answers with the picture: leave prediction_type at 'sample'")
         if not 0 <= self.cond_dropout <= 1:
             raise ValueError(f"cond_dropout must lie in [0, 1], not {self.cond_dropout}")
         if not 0 <= self.ema_decay < 1 or not 0 <= self.decay_fraction <= 1:

@@ -23,14 +23,14 @@ def error_per_timestep(
     0 is perfect, 1 is what the mean picture scores; more than 1 is worse than not looking at all.
 
     Args:
-        images: uint8 (N, 3, H, W), best pictures the denoiser was not trained on.
+        images: uint8 (N, 3, H, W), or float latents, best ones the denoiser was not trained on.
         timesteps: which t to measure, each in [0, T-1].
         seed: of the noise, the same at every timestep.
         cond: what describes each picture, one row each; None: nothing is said.
     """
     device = next((p.device for p in denoiser.net.parameters()), torch.device("cpu"))
     # Variance around the mean picture: what is left to know once one has seen the whole set.
-    pictures = to_float(images)
+    pictures = to_float(images) if images.dtype == torch.uint8 else images
     variance = (pictures - pictures.mean(0)).square().mean().item()
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(pictures.shape, generator=generator)

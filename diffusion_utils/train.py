@@ -386,6 +386,9 @@ def main(arguments: list[str] | None = None) -> None:
     if record.stopped:
         print(f"stopped at step {record.step} and saved; go on with --resume --out {args.out}")
         return
+    if config.objective == "autoencoder":
+        some = pictures[:: max(1, len(pictures) // 1024)]
+        record.denoiser.net.set_scale(to_float(some).to(next(record.denoiser.net.parameters()).device))
     card = about()
     pretrained.save(args.out / "weights.safetensors", record.denoiser, card)
     drawn = show(record.denoiser, 64, config, run, described, held_out, autoencoder)

@@ -27,8 +27,8 @@ def module(name):
     return loaded
 
 
-peers, curve, drawing_speed, guidance, recipe = map(
-    module, ("peers", "curve", "drawing_speed", "guidance", "recipe")
+peers, curve, drawing_speed, guidance, recipe, prompts = map(
+    module, ("peers", "curve", "drawing_speed", "guidance", "recipe", "prompts")
 )
 TINY = {"name": "resnet", "channels": [8], "stem": 4, "embedding_dim": 8, "cond_dim": 9}
 KINDS = dict.fromkeys(stanford_cars.BODY_TYPES, 1 / 9)
@@ -346,3 +346,68 @@ def test_a_candidate_is_trained_and_measured_once(tmp_path, monkeypatch, capsys)
 def test_an_unknown_candidate_is_named():
     with pytest.raises(ValueError, match="no candidate named 'x': choose out of chosen, slower"):
         recipe.main(["x"])
+
+
+class Blind:
+    """Says "a red sedan facing left by day" of every picture."""
+
+    def read(self, images):
+        return torch.zeros(len(images), 4, dtype=torch.int64)
+
+
+def text_weights(path, data):
+    """Untrained ones, that take prompts, for 16×16 pictures."""
+    network = {"name": "text_to_image", "words": ["a", "red", "van"], "length": 3, "text_dim": 8, "text_depth": 1,
+               "net": {"name": "resnet", "channels": [8, 8], "attention": [2], "embedding_dim": 8}}  # fmt: skip
+    about = {"network": network, "prediction_type": "sample", "schedule": "cosine", "num_train_timesteps": 100,
+             "zero_terminal_snr": False, "size": 16, "prompts": ["a red van"], "data": data, "images_seen": 7,
+             "seconds": 1}  # fmt: skip
+    denoiser = Denoiser(networks.build(**network), make_schedule("cosine", 100), "sample")
+    pretrained.save(path, denoiser, about)
+    return str(path)
+
+
+def test_prompt_accuracy_is_measured_once_for_every_way(tmp_path, monkeypatch, capsys):
+    loaded = toy_cars.load(30, 16)
+    monkeypatch.setattr(prompts, "train_reader", lambda cars: Blind())
+    monkeypatch.setattr(prompts.toy_cars, "load", lambda *args, **more: loaded)
+    (tmp_path / "mine" / "snapshots").mkdir(parents=True)
+    weights = text_weights(tmp_path / "mine/snapshots/weights_000000007.safetensors", "toy cars")
+    command = ["--weights", weights, "--times", "1", "--results", str(tmp_path), "--only", "w = 0", "w = 1"]
+    prompts.main(command)
+    prompts.main(command)
+    rows = json.loads((tmp_path / "prompts-mine.json").read_text())
+    assert [row["way"] for row in rows] == ["w = 0", "w = 1"] and {row["count"] for row in rows} == {288}
+    # red sedans are no held-out kind; one body in six, one of 252 kinds
+    assert rows[0]["seen"]["all"] == round(1 / 252, 4) and rows[0]["held_out"]["all"] == 0
+    assert rows[0]["seen"]["direction"] == 0.5 and rows[0]["held_out"]["time"] == round(1 / 3, 4)
+    shares = [(loaded.labels[:, i] == 0).double().mean().item() for i in range(4)]
+    assert [rows[0]["real"][name] for name in ("body", "colour", "direction", "time")] == [round(s, 4) for s in shares]
+    assert "w = 1" in capsys.readouterr().out
+
+
+def test_prompts_of_photographs_are_judged_by_pixels_and_features(tmp_path, monkeypatch):
+    images = toy_cars.load(40, 16).images
+    classes = ["Ford F-150 Regular Cab 2007", "Audi TT RS Coupe 2012"]
+    names = [f"{i:05d}.jpg" for i in range(40)]
+    cars = stanford_cars.CarPictures(images, names, torch.arange(40) % 2, classes, [])
+    monkeypatch.setattr(prompts.stanford_cars, "load", lambda size: cars)
+    asked = []
+    monkeypatch.setattr(prompts, "draw", lambda weights, texts, how, size: asked.append(texts) or cars.part(True).images)
+    weights = text_weights(tmp_path / "photos.safetensors", "Stanford Cars")
+    prompts.main(["--weights", weights, "--results", str(tmp_path), "--only", "not guided"])
+    (row,) = json.loads((tmp_path / "prompts-photos.json").read_text())
+    assert len(asked[0]) == len(cars.part(True).images) == row["count"]
+    assert all(text.startswith(("a ", "an ")) and text.endswith(("pickup", "coupe")) for text in asked[0])
+    assert row["colour"] == row["real"]["colour"] == 1 and row["body"] == row["real"]["body"]  # drawn: the photographs
+    assert abs(row["generated"]["kid"]) < 0.2
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--weights", "stanford-cars-1m"], "takes no prompts"),
+    (["--weights", "toy-cars-text", "--only", "w = 77"], "no way of drawing named 'w = 77'"),
+])
+def test_what_prompts_cannot_measure_is_said(tmp_path, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        prompts.main([*arguments, "--results", str(tmp_path)])
+    assert not list(tmp_path.iterdir())

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from diffusion_utils import evaluation, guidance, metrics, prediction, sampling, schedule, training
-from diffusion_utils.networks import blocks
+from diffusion_utils.networks import blocks, super_resolution, text
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -29,15 +29,15 @@ def taught(stem: str) -> dict:
     """Every function and class that a notebook defines at the top of a cell, ready to call."""
     tree = ast.parse("\n".join(cell.source for cell in cells(FOLDER / f"{stem}.ipynb")))
     keep = [node for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
-    space = {"torch": torch, "math": math, "nn": nn, "F": F, "blocks": blocks, "sampling": sampling}
+    space = {"torch": torch, "math": math, "nn": nn, "F": F, "re": re, "blocks": blocks, "sampling": sampling}
     exec(compile(ast.Module(keep, []), stem, "exec"), space)  # our own notebooks' code
     return space
 
 
 def test_the_series_is_complete():
-    assert [path.stem for path in NOTEBOOKS][:5] == [
+    assert [path.stem for path in NOTEBOOKS][:6] == [
         "01_forward_noising", "02_resnet_encoder_decoder", "03_training_on_stanford_cars", "04_sampling",
-        "05_how_small_can_it_be",
+        "05_how_small_can_it_be", "06_text_to_image",
     ]
 
 
@@ -215,6 +215,25 @@ def test_taught_kid_is_the_packages():
     kid = taught("05_how_small_can_it_be")["kid"]
     real, drawn = torch.randn(20, 7, dtype=torch.float64), 1 + torch.randn(20, 7, dtype=torch.float64)
     assert kid(real, drawn) == pytest.approx(metrics.kid(real, drawn)[0], rel=1e-9)
+
+
+def test_taught_words_attention_and_noise_are_the_packages():
+    code, words = taught("06_text_to_image"), ["a", "blue", "left", "red", "van"]
+    texts = ["A red, red VAN!", "left a", "", "zebra van", "a van a van a van"]
+    ours = [code["to_numbers"](each, words, 4) for each in texts]
+    assert ours == text.Tokenizer(words, 4).encode(texts).tolist()
+
+    torch.manual_seed(0)
+    layer, x, context = blocks.CrossAttention(8, 6), torch.randn(1, 8, 3, 4), torch.randn(1, 5, 6)
+    nn.init.eye_(layer.out.weight[:, :, 0, 0])
+    mask = torch.tensor([[True, True, False, True, False]])
+    k, v = layer.kv(context[0]).chunk(2, dim=1)
+    found = code["cross_attention"](layer.q(layer.norm(x))[0].flatten(1).T, k, v, mask[0])
+    assert torch.allclose(layer(x, context, mask)[0].flatten(1).T, x[0].flatten(1).T + found, atol=1e-5)
+
+    s, level = schedule.cosine(100), torch.tensor([0, 40, 99])
+    small, noise = torch.randn(2, 3, 3, 4, 4)
+    assert torch.allclose(code["told_of"](small, level, noise, s), super_resolution.low_resolution_cond(small, s, level, noise))
 
 
 @pytest.mark.skipif("CI" in os.environ, reason="the tree is a fresh clone in CI")

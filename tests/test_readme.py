@@ -166,3 +166,31 @@ def test_the_two_commands_are_the_first():
 
 def test_ci_runs_the_readmes_command():
     assert "pip install -q -r requirements.txt && pytest" in (ROOT / ".ci" / "run").read_text()
+
+
+PROMPTS = {name: json.loads((ROOT / f"benchmarks/results/prompts-{name}.json").read_text())
+           for name in ("stanford-cars-text", "toy-cars-text")}  # fmt: skip
+
+
+def test_prompt_accuracy_is_as_measured():
+    assert {row["count"] for row in PROMPTS["stanford-cars-text"]} == {748}
+    for row in PROMPTS["stanford-cars-text"]:
+        shares = [f"{row[name]:.2f}" for name in ("vivid colour", "colour", "body", "all")]
+        assert cells(row["way"]) == [*shares, f"{1000 * row['generated']['kid']:.0f}"]
+    real = PROMPTS["stanford-cars-text"][0]["real"]
+    assert cells("the photographs themselves")[:4] == [f"{real[name]:.2f}" for name in ("vivid colour", "colour", "body", "all")]
+    for row in PROMPTS["toy-cars-text"]:
+        shares = [f"{row[part][name]:.3f}" for part in ("seen", "held_out") for name in ("colour", "body", "all")]
+        assert cells(row["way"]) == shares
+
+
+def test_prompts_are_obeyed_as_the_project_wants_it():
+    """Of toy cars, at the best scale: colour ≥ 95%, all four attributes ≥ 90%, of held-out kinds ≥ 80%."""
+    best = max(PROMPTS["toy-cars-text"], key=lambda row: row["held_out"]["all"] + row["seen"]["all"])
+    assert best["seen"]["colour"] >= 0.95 and best["seen"]["all"] >= 0.9 and best["held_out"]["all"] >= 0.8
+    assert best["real"]["all"] > 0.98, "a reader that cannot be trusted measures nothing"
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_prompts_were_measured_with_the_weights_that_ship(name):
+    assert {row["images_seen"] for row in PROMPTS[name]} == {pretrained.card(name)["images_seen"]}

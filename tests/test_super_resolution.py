@@ -107,8 +107,6 @@ def test_what_cannot_be_enlarged_is_said(tmp_path):
         drawing.enlarge(plain, torch.zeros(1, 3, 8, 8), [0])
     with pytest.raises(ValueError, match=r"noise_level must lie in \[0, 500\]"):
         drawing.enlarge(Denoiser(new(), SCHEDULE, "sample"), torch.zeros(1, 3, 8, 8), [0], noise_level=501)
-    with pytest.raises(ValueError, match="leave prediction_type at 'sample'"):
-        TrainConfig({"name": "super_resolution", "net": NET}, "epsilon", steps=1)
     with pytest.raises(ValueError, match="scale must be at least 2"):
         new(scale=1)
     about = {"network": {"name": "super_resolution", "net": NET}, "prediction_type": "sample", "schedule": "cosine",

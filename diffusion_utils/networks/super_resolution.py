@@ -12,8 +12,7 @@ from diffusion_utils.schedule import Schedule
 
 
 class SuperResolution(nn.Module):
-    """Any picture network, its input widened by the small picture, enlarged, and its noise level; its
-    answer is what the enlarged picture lacks.  For prediction_type "sample".
+    """Any picture network, its input widened by the small picture, enlarged, and its noise level.
 
     In training the small pictures come from real ones; in a cascade another network has drawn
     them, with mistakes that real ones do not have.  So training puts noise on them, little or much, and
@@ -48,9 +47,8 @@ class SuperResolution(nn.Module):
     def forward(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         if cond is None:
             cond = x_t.new_zeros(len(x_t), 4, x_t.shape[2] // self.scale, x_t.shape[3] // self.scale)
-        enlarged = F.interpolate(cond.to(x_t), x_t.shape[2:], mode="bicubic")
-        # The small picture is most of the answer; the network adds what it lacks (and takes its noise away).
-        return enlarged[:, :3] + self.net(torch.cat([x_t, enlarged], dim=1), t)
+        enlarged = F.interpolate(cond.to(x_t), x_t.shape[2:], mode="bilinear")
+        return self.net(torch.cat([x_t, enlarged], dim=1), t)
 
 
 def shrink(images: Tensor, scale: int = 2) -> Tensor:

@@ -1,0 +1,132 @@
+"""The commands around what a network is told: captions, small pictures, latents; trained, resumed, drawn with."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from diffusion_utils import pretrained
+from diffusion_utils import sample as sample_command
+from diffusion_utils import train as train_command
+from diffusion_utils.data import stanford_cars, toy_cars
+from diffusion_utils.data.stanford_cars import CarPictures
+from diffusion_utils.training import load_checkpoint
+
+TINY = {"name": "resnet", "channels": [8, 8], "stem": 2, "embedding_dim": 8, "attention": [2]}
+COMMON = ["--batch-size", 8, "--warmup-steps", 2, "--log-every", 2, "--mixed-precision", "no", "--compile", "no",
+          "--steps", 4, "--size", 16]  # fmt: skip
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Sixty toy cars for thousands, and toy cars for Stanford's."""
+    toys = toy_cars.load(60, 16)
+    monkeypatch.setattr(toy_cars, "load", lambda count, size: toys)
+    monkeypatch.setattr(train_command, "captioned_toy_cars", lambda size: toys)
+    classes = ["Ford F-150 Regular Cab 2007", "Audi TT RS Coupe 2012"]
+    photos = CarPictures(toys.images, [f"{i:05d}.jpg" for i in range(60)], torch.arange(60) % 2, classes, [])
+    monkeypatch.setattr(stanford_cars, "load", lambda size: photos)
+    return photos
+
+
+def train(*arguments):
+    train_command.main([str(a) for a in arguments])
+
+
+def test_toy_cars_are_learnt_with_captions_and_without_the_held_out_kinds(few, tmp_path):
+    train("--condition", "caption", "--network", json.dumps(TINY), *COMMON, "--out", tmp_path / "run")
+    card = pretrained.card(tmp_path / "run/weights.safetensors")
+    config = load_checkpoint(tmp_path / "run/checkpoint.pt")["config"]
+    assert card["network"]["name"] == "text_to_image" and card["network"]["net"] == TINY and not config["flip"]
+    held_out = toy_cars.load(60, 16).part(held_out=True).captions
+    assert card["prompts"] and not set(card["prompts"]) & set(held_out)
+    assert {"night", "red", "left"} <= set(card["network"]["words"])
+    assert Image.open(tmp_path / "run/samples.png").size[0] > 8 * 16
+
+
+def test_a_run_with_captions_is_resumed_with_its_own_words(few, tmp_path):
+    command = ["--condition", "caption", "--network", json.dumps(TINY), *COMMON, "--out", tmp_path / "run"]
+    train(*command)
+    words = pretrained.card(tmp_path / "run/weights.safetensors")["network"]["words"]
+    train("--resume", "--steps", 6, "--out", tmp_path / "run")
+    card = pretrained.card(tmp_path / "run/weights.safetensors")
+    assert card["steps"] == 6 and card["network"]["words"] == words
+
+
+def test_photographs_are_learnt_with_captions_from_weights_that_know_body_types(few, tmp_path):
+    common = [*COMMON, "--data", "stanford_cars"]
+    train("--condition", "body_type", "--network", json.dumps(TINY), *common, "--out", tmp_path / "start")
+    start = tmp_path / "start/weights.safetensors"
+    rest = [c for c in common if c not in ("--size", 16)]
+    train("--condition", "caption", "--start", start, *rest, "--out", tmp_path / "run")
+    card = pretrained.card(tmp_path / "run/weights.safetensors")
+    assert card["network"]["net"] == TINY and "conditions" not in card
+    assert card["images_seen"] == 64 and card["start"]["images_seen"] == 32
+    assert any(prompt.endswith("2007 Ford pickup") for prompt in card["prompts"])
+    again = tmp_path / "run/weights.safetensors"  # going on from these needs no --condition
+    train("--start", again, *rest, "--out", tmp_path / "more")
+    assert pretrained.card(tmp_path / "more/weights.safetensors")["network"] == card["network"]
+
+
+def test_super_resolution_is_trained_and_enlarges_what_another_network_draws(few, tmp_path, capsys):
+    up = ["--condition", "low_resolution", "--data", "stanford_cars", "--network", json.dumps(TINY)]
+    train(*up, *COMMON, "--out", tmp_path / "up")
+    card = pretrained.card(tmp_path / "up/weights.safetensors")
+    assert card["network"] == {"name": "super_resolution", "net": TINY}
+    train("--network", json.dumps(TINY), *COMMON[:-1], 8, "--out", tmp_path / "small")
+    small, up = (str(tmp_path / name / "weights.safetensors") for name in ("small", "up"))
+    draw = ["--weights", small, "--count", "2", "--steps", "2", "--columns", "1", "--out", str(tmp_path / "a.png")]
+    sample_command.main(draw)
+    before = Image.open(tmp_path / "a.png").size
+    sample_command.main([*draw, "--enlarge", up])
+    assert Image.open(tmp_path / "a.png").size[1] == pytest.approx(2 * before[1], abs=4)
+    with pytest.raises(ValueError, match="cannot enlarge"):
+        sample_command.main([*draw, "--enlarge", small])
+    with pytest.raises(ValueError, match="noise_level must lie in"):
+        sample_command.main([*draw, "--enlarge", up, "--noise-level", "900"])
+
+
+def test_latents_are_learnt_mirrored_pictures_among_them(few, tmp_path):
+    vae = ["--objective", "autoencoder", "--network", '{"name": "autoencoder", "channels": [8, 8], "latent_channels": 2}']
+    common = [*COMMON, "--data", "stanford_cars"]
+    train(*vae, *common, "--out", tmp_path / "vae")
+    card = pretrained.card(tmp_path / "vae/weights.safetensors")
+    assert set(card["held_out_reconstruction"]) == {"psnr", "ssim"}
+    autoencoder = pretrained.load(tmp_path / "vae/weights.safetensors").net
+    assert autoencoder.scaling_factor != 1
+    network = json.dumps({"name": "resnet", "channels": [8, 8], "picture_channels": 2, "embedding_dim": 8})
+    weights = str(tmp_path / "vae/weights.safetensors")
+    out = tmp_path / "latent"
+    train("--autoencoder", weights, "--network", network, "--condition", "body_type", *common, "--out", out)
+    card = pretrained.card(out / "weights.safetensors")
+    assert card["autoencoder"] == weights and not load_checkpoint(out / "checkpoint.pt")["config"]["flip"]
+    train("--resume", "--steps", 6, "--out", out)
+    sample_command.main(["--weights", str(out / "weights.safetensors"), "--count", "2", "--steps", "2", "--out", str(tmp_path / "a.png")])
+    assert Image.open(tmp_path / "a.png").size[1] > 16
+
+
+def test_a_prompt_is_drawn_and_what_was_not_understood_is_said(tmp_path, capsys):
+    draw = ["--weights", "toy-cars-text", "--count", "2", "--steps", "2", "--columns", "2"]
+    pictures = []
+    for prompt in (["--prompt", "a red van"], ["--prompt", "a sparkling red van"], ["--prompt", "a blue van"], []):
+        sample_command.main([*draw, *prompt, "--out", str(tmp_path / "a.png")])
+        pictures.append((tmp_path / "a.png").read_bytes())
+        said = capsys.readouterr().err
+        assert ("sparkling" in said) == ("a sparkling red van" in prompt)
+    assert pictures[0] == pictures[1] and len(set(pictures)) == 3
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--data", "folder", "--condition", "caption"], "no captions are known of"),
+    (["--data", "toy_cars", "--condition", "body_type"], "goes with --data stanford_cars"),
+    (["--objective", "autoencoder", "--network", '{"name": "resnet"}'], "belong together"),
+    (["--autoencoder", "nowhere.safetensors"], "no weights named"),
+])  # fmt: skip
+def test_what_cannot_be_told_is_an_error_and_nothing_is_written(few, tmp_path, arguments, message):
+    (tmp_path / "folder").mkdir()
+    Image.new("RGB", (20, 20)).save(tmp_path / "folder/a.png")
+    arguments = [str(tmp_path / "folder") if a == "folder" else a for a in arguments]
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        train(*arguments, *COMMON, "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
