@@ -15,6 +15,7 @@ from tqdm import tqdm
 from diffusion_utils import pretrained
 from diffusion_utils.data import to_float, to_uint8
 from diffusion_utils.guidance import Guided, chosen_by_seed, conditions, skip_layers
+from diffusion_utils.networks.autoencoder import Autoencoder
 from diffusion_utils.networks.super_resolution import SuperResolution, low_resolution_cond
 from diffusion_utils.prediction import Denoiser
 from diffusion_utils.sampling import SAMPLERS, Noise, sample
@@ -52,9 +53,15 @@ def add_arguments(parser: argparse.ArgumentParser, weights: bool = True) -> None
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 
 
-def advice(weights: str) -> dict:
-    """How weights are best drawn with, by their card, else by `DEFAULTS`: sampler, steps, guidance."""
-    return {**DEFAULTS, **pretrained.card(weights).get("drawing", {})}
+def advice(weights: str, condition: str | None = None) -> dict:
+    """How weights are best drawn with, by their card, else by `DEFAULTS`: sampler, steps, guidance.
+
+    For the condition "none" without classifier-free guidance: there is nothing to be told then.
+    """
+    how = {**DEFAULTS, **pretrained.card(weights).get("drawing", {})}
+    if condition == "none" and not how["guide"] and not how["skip_layers"]:
+        how["guidance_scale"] = 1.0
+    return how
 
 
 def settings(args: argparse.Namespace) -> dict:
@@ -70,7 +77,7 @@ def settings(args: argparse.Namespace) -> dict:
         asked["skip_layers"] = None
     if asked.get("guide") and asked.get("skip_layers"):
         raise ValueError("--guide and --skip-layers both make the worse guess: choose one of them")
-    chosen = advice(args.weights)
+    chosen = advice(args.weights, args.condition)
     if "guide" in asked or "skip_layers" in asked:  # another worse guess than the card's
         chosen |= {"guide": None, "skip_layers": None}
     return {**chosen, **asked}
@@ -94,7 +101,10 @@ def load(
             skip that the network does not have.
         FileNotFoundError: no such weights.
     """
-    denoiser, how = pretrained.load(weights, device), how or advice(weights)
+    denoiser = pretrained.load(weights, device)
+    if isinstance(denoiser.net, Autoencoder | SuperResolution):
+        raise ValueError(f"{weights} cannot draw from nothing: an autoencoder, or a network that enlarges (--enlarge)")
+    how = how or advice(weights, condition)
     card, cond = pretrained.card(weights), None
     shares, prompts = card.get("conditions"), card.get("prompts")
     if shares is None and prompts is None and condition not in (None, "none"):
@@ -134,6 +144,15 @@ def draw(
     return torch.cat(drawn)
 
 
+def check_enlarging(denoiser: Denoiser, noise_level: int) -> None:
+    """Raise a ValueError if `enlarge` could not do it."""
+    net = denoiser.net
+    if not isinstance(net, SuperResolution):
+        raise ValueError("these weights cannot enlarge pictures: train some with --condition low_resolution")
+    if not 0 <= noise_level < net.max_noise:
+        raise ValueError(f"noise_level must lie in [0, {net.max_noise - 1}], not {noise_level}")
+
+
 def enlarge(
     denoiser: Denoiser, small: Tensor, seeds: Sequence[int], noise_level: int = 100,
     sampler: str = "dpm_solver_pp", steps: int = 20, device: torch.device | str = "cpu",
@@ -153,12 +172,10 @@ def enlarge(
     Raises:
         ValueError: a noise level beyond what the network was trained with, or a denoiser of another kind.
     """
+    check_enlarging(denoiser, noise_level)
     net = denoiser.net
-    if not isinstance(net, SuperResolution):
-        raise ValueError("these weights cannot enlarge pictures: train some with --condition low_resolution")
-    if not 0 <= noise_level <= net.max_noise:
-        raise ValueError(f"noise_level must lie in [0, {net.max_noise}], not {noise_level}")
     small = to_float(small) if small.dtype == torch.uint8 else small.float()
-    noise = Noise([seed + 2**40 for seed in seeds], small.shape[1:])()  # another stream than the picture's own
+    # Another stream than the pictures' own; torch reads only 32 bits of a seed.
+    noise = Noise([(int(seed) * 0x9E3779B1 + 2) % 2**32 for seed in seeds], small.shape[1:])()
     cond = low_resolution_cond(small, denoiser.schedule, torch.full((len(small),), noise_level), noise)
     return draw(Guided(denoiser, cond.to(device)), seeds, net.scale * small.shape[-1], sampler, steps, device)

@@ -57,13 +57,16 @@ def main(arguments: list[str] | None = None) -> None:
     denoiser = drawing.load(args.weights, seeds, args.condition, how, args.device)
     features.extractor(args.extractor).to(args.device)
     size = card.get("size", 64)
-    train, held_out, description = load_data(args.data, size)
+    # Toy cars learnt by captions keep out kinds of car, not single pictures.
+    told = ("caption",) if args.data == "toy_cars" and "prompts" in card else ()
+    train, held_out, description = load_data(args.data, size, *told)
     if len(held_out) < LEAST or torch.equal(train, held_out):
         raise ValueError(f"{args.data} holds too few pictures to keep {LEAST} of them out of training")
     started = time.perf_counter()
     pictures = drawing.draw(denoiser, seeds, size, how["sampler"], how["steps"], args.device)
     seconds = time.perf_counter() - started
-    reference = Reference(train, held_out, args.extractor, flips=card.get("config", {}).get("flip", True))
+    flips = card.get("config", {}).get("flip", True) or "autoencoder" in card  # latents: mirrored before
+    reference = Reference(train, held_out, args.extractor, flips=flips)
     result = {
         "weights": args.weights, "parameters": card["parameters"], "data": description,
         "size": size, **how, "condition": args.condition, "seed": args.seed,

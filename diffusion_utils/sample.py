@@ -30,7 +30,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--count", type=int, default=64)
     add("--columns", type=int, default=8)
     add("--enlarge", metavar="WEIGHTS", help="of a network for super-resolution, which draws the pictures again, larger")
-    add("--noise-level", type=int, default=100, help="with --enlarge: noise put on the small pictures first, 0 … 500")
+    add("--noise-level", type=int, default=100, help="with --enlarge: noise put on the small pictures first, 0 … 499")
     add("--eta", type=float, help="fresh noise per step, 0 … 1 (ddim only)")
     add("--spacing", choices=SPACINGS, default="trailing")
     add("--no-clamp", action="store_true", help="do not clip the predicted picture to [-1, 1]")
@@ -45,6 +45,9 @@ def main(arguments: list[str] | None = None) -> None:
     if args.eta is not None and how["sampler"] != "ddim":
         raise ValueError("--eta belongs to --sampler ddim")
     denoiser = drawing.load(args.weights, seeds, args.condition, how, args.device)
+    larger = pretrained.load(args.enlarge, args.device) if args.enlarge else None
+    if larger:
+        drawing.check_enlarging(larger, args.noise_level)
     card = pretrained.card(args.weights)
     size = card.get("size", 64)
     if "prompts" in card and args.condition not in (None, "none"):
@@ -57,9 +60,8 @@ def main(arguments: list[str] | None = None) -> None:
         denoiser, seeds, size, how["sampler"], how["steps"], args.device, clamp=not args.no_clamp,
         spacing=args.spacing, **options,
     )  # fmt: skip
-    if args.enlarge:
-        pictures = drawing.enlarge(pretrained.load(args.enlarge, args.device), pictures, seeds, args.noise_level,
-                                   device=args.device)  # fmt: skip
+    if larger:
+        pictures = drawing.enlarge(larger, pictures, seeds, args.noise_level, device=args.device)
     seconds = time.perf_counter() - started
     save_grid(pictures, args.out, columns=args.columns)
     print(f"{args.count} pictures in {seconds:.1f} s ({how['steps']} steps of {how['sampler']}): {args.out}")

@@ -224,7 +224,8 @@ def show(
     if config.objective == "autoencoder":
         return denoiser.net(to_float(some.to(device)))[0]
     if run["condition"] == "low_resolution":
-        return drawing.enlarge(denoiser, shrink(to_float(some)), range(len(some)), device=device)
+        small = shrink(to_float(some), denoiser.net.scale)
+        return drawing.enlarge(denoiser, small, range(len(some)), noise_level=0, device=device)
     if "prompts" in described:
         texts = [described["prompts"][i] for i in chosen_by_seed([1.0] * len(described["prompts"]), seeds)]
         denoiser = Guided(denoiser, denoiser.net.tokenizer.encode(texts).to(device))
@@ -285,6 +286,10 @@ def configure(args: argparse.Namespace) -> tuple[TrainConfig, dict]:
         asked |= {k: getattr(args, k) for k in FREE_ON_RESUME - {*BUDGET} if getattr(args, k) is not None}
         run = {name: about.get(name, getattr(args, name, None)) for name in KEPT}
         return TrainConfig(**{**about["config"], **asked}), run
+    if args.objective == "autoencoder" and (args.condition or args.autoencoder):
+        raise ValueError("an autoencoder is told nothing and needs no other one: leave --condition and --autoencoder out")
+    if args.autoencoder and args.condition == "low_resolution":
+        raise ValueError("super-resolution works on pixels here: leave --autoencoder out")
     preset = PRESETS.get(args.data, PRESETS["folder"])
     defaults = asdict(TrainConfig(steps=1))
     options = {name: getattr(args, name) for name in defaults if hasattr(args, name)}
@@ -293,16 +298,14 @@ def configure(args: argparse.Namespace) -> tuple[TrainConfig, dict]:
     default = {"caption": preset["text"], "low_resolution": DETAILS}.get(args.condition, preset["network"])
     if args.objective == "autoencoder":
         default = AUTOENCODER
-    elif args.autoencoder:
-        channels = pretrained.load(args.autoencoder).net.latent_channels
-        default = {**LATENT, "picture_channels": channels}
+    elif args.autoencoder and not args.start:
+        default = {**LATENT, "picture_channels": load_autoencoder(args.autoencoder).latent_channels}
     network = args.network or default
     if args.sigma_data is None:
         del options["sigma_data"]
     run = {name: getattr(args, name, None) for name in KEPT} | {"size": size}
-    options["flip"] = mirrors(run) and not args.autoencoder
     if args.start:
-        own = ("network", "size", "sigma_data") + ("condition",) * (args.condition != "caption")
+        own = ("network", "size", "sigma_data", "autoencoder") + ("condition",) * (args.condition != "caption")
         own = [name for name in own if getattr(args, name)]
         own += [name for name in pretrained.NEEDED if name != "network" and options[name] != defaults[name]]
         if own:
@@ -313,12 +316,23 @@ def configure(args: argparse.Namespace) -> tuple[TrainConfig, dict]:
         told = next((name for name, entry in TOLD_BY.items() if entry in about), None)
         if network["name"] == "super_resolution":
             told = "low_resolution"
-        run |= {"size": size, "condition": args.condition or told}
+        run |= {"size": size, "condition": args.condition or told, "autoencoder": about.get("autoencoder")}
         run["before"] = {"name": Path(args.start).stem} | {k: about.get(k, 0) for k in COUNTED}
-        if run["condition"] == told:
-            return TrainConfig(**options), run
-    options["network"] = conditioned(network, args.condition, args.data, size)
+        options["network"] = network if run["condition"] == told else conditioned(network, args.condition, args.data, size)
+    else:
+        if network.get("name") == "super_resolution":
+            run["condition"] = "low_resolution"
+        options["network"] = conditioned(network, run["condition"], args.data, size)
+    options["flip"] = mirrors(run) and not run["autoencoder"]  # latents are mirrored as pictures, before
     return TrainConfig(**options), run
+
+
+def load_autoencoder(weights: str) -> Autoencoder:
+    """Raises a ValueError for weights of something else."""
+    net = pretrained.load(weights).net
+    if not isinstance(net, Autoencoder):
+        raise ValueError(f"{weights} is no autoencoder: train one with --objective autoencoder")
+    return net
 
 
 def mirrors(run: dict) -> bool:
@@ -330,6 +344,13 @@ def write_run(out: Path, config: TrainConfig, run: dict) -> None:
     """What `--resume` needs beside the checkpoint."""
     text = json.dumps({**run, "config": asdict(config)}, indent=2) + "\n"
     write_atomically(out / "run.json", lambda path: path.write_text(text))
+
+
+def scaled(autoencoder: Autoencoder, pictures: Tensor, about: Callable[[], dict]) -> dict:
+    """The card of an autoencoder, whose scale is set before it is saved with it."""
+    some = pictures[:: max(1, len(pictures) // 1024)]
+    autoencoder.set_scale(to_float(some).to(next(autoencoder.parameters()).device))
+    return about()
 
 
 def keep_snapshot(out: Path, every: int, record, about: Callable[[], dict]) -> None:
@@ -346,7 +367,7 @@ def main(arguments: list[str] | None = None) -> None:
     data, size = run["data"], run["size"]
     pictures, held_out, description = load_data(data, size, run["condition"])
     cond, described = load_cond(data, size, run["condition"], config.network) if run["condition"] else (None, {})
-    autoencoder = pretrained.load(run["autoencoder"]).net if run["autoencoder"] else None
+    autoencoder = load_autoencoder(run["autoencoder"]) if run["autoencoder"] else None
     if autoencoder:  # a mirrored latent is not the latent of the mirrored picture: both are encoded
         both = [pictures, pictures.flip(3)] if mirrors(run) else [pictures]
         pictures = torch.cat([autoencoder.to_latents(to_float(part)) for part in both])
@@ -376,6 +397,8 @@ def main(arguments: list[str] | None = None) -> None:
             drawn = show(record.denoiser, 32, config, run, described, held_out, autoencoder)
             save_grid(drawn, args.out / f"samples_{record.step:07d}.png", columns)
         about = partial(model_card, config, record, description, held_out, run, described)
+        if config.objective == "autoencoder":
+            about = partial(scaled, record.denoiser.net, pictures, about)
         if run["snapshot_images"]:
             keep_snapshot(args.out, run["snapshot_images"], record, about)
     if not is_main:
@@ -386,9 +409,6 @@ def main(arguments: list[str] | None = None) -> None:
     if record.stopped:
         print(f"stopped at step {record.step} and saved; go on with --resume --out {args.out}")
         return
-    if config.objective == "autoencoder":
-        some = pictures[:: max(1, len(pictures) // 1024)]
-        record.denoiser.net.set_scale(to_float(some).to(next(record.denoiser.net.parameters()).device))
     card = about()
     pretrained.save(args.out / "weights.safetensors", record.denoiser, card)
     drawn = show(record.denoiser, 64, config, run, described, held_out, autoencoder)

@@ -123,7 +123,9 @@ def train(
         ValueError: pictures or configuration unfit, or a resumed run that learns something else.
         FileExistsError: `run_dir` already holds a run and `resume` is False.
     """
-    if images.dtype not in (torch.uint8, torch.float32) or images.dim() != 4 or len(images) == 0:
+    # Pictures as floats, 0 … 255, are a slip that would train without a word.
+    latents = images.dtype == torch.float32 and images.dim() == 4 and images.numel() > 1 and images.std() < 10
+    if images.dtype != torch.uint8 and not latents or images.dim() != 4 or len(images) == 0:
         raise ValueError(
             "images must be a uint8 tensor (N, 3, H, W), or latents, float32 (N, C, H, W), with N ≥ 1, "
             f"not {images.dtype} {tuple(images.shape)}"
@@ -157,6 +159,8 @@ def train(
     raw_net = net
     net, optimizer = accelerator.prepare(net, optimizer)
     schedule = config.make_schedule()
+    if isinstance(raw_net, SuperResolution) and raw_net.max_noise > schedule.num_train_timesteps:
+        raise ValueError(f"max_noise {raw_net.max_noise} lies beyond the {schedule.num_train_timesteps} timesteps: lower it")
     denoiser = Denoiser(ema.module, schedule, config.prediction_type, config.sigma_data)
     images = images.to(device)
     if cond is not None:

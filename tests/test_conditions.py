@@ -130,3 +130,37 @@ def test_what_cannot_be_told_is_an_error_and_nothing_is_written(few, tmp_path, a
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         train(*arguments, *COMMON, "--out", tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def configured(*arguments):
+    return train_command.configure(train_command.parse([*arguments, "--steps", "1", "--out", "x"]))
+
+
+def test_captions_that_say_left_and_right_are_never_mirrored():
+    assert configured("--data", "toy_cars")[0].flip
+    config, run = configured("--data", "toy_cars", "--start", "toy-cars-text", "--objective", "consistency")
+    assert run["condition"] == "caption" and not config.flip
+
+
+def test_weights_of_latents_bring_their_autoencoder(tmp_path, monkeypatch):
+    about = {**pretrained.card("toy-cars-resnet"), "autoencoder": "some-autoencoder"}
+    monkeypatch.setattr(pretrained, "card", lambda name: about)
+    config, run = configured("--data", "toy_cars", "--start", "latents.safetensors")
+    assert run["autoencoder"] == "some-autoencoder" and not config.flip
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--autoencoder", "toy-cars-resnet"], "is no autoencoder"),
+    (["--objective", "autoencoder", "--condition", "low_resolution"], "is told nothing"),
+    (["--autoencoder", "x", "--condition", "low_resolution"], "works on pixels"),
+    (["--start", "toy-cars-resnet", "--autoencoder", "x"], "brings its own autoencoder"),
+])  # fmt: skip
+def test_what_does_not_go_together_is_said(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        configured("--data", "toy_cars", *arguments)
+
+
+def test_told_nothing_weights_that_take_prompts_are_not_guided(tmp_path):
+    sample_command.main(["--weights", "toy-cars-text", "--prompt", "none", "--count", "1", "--steps", "2", "--out", str(tmp_path / "a.png")])
+    with pytest.raises(ValueError, match="cannot draw from nothing"):
+        sample_command.main(["--weights", "toy-cars-super-resolution", "--out", str(tmp_path / "b.png")])

@@ -105,11 +105,27 @@ def test_what_cannot_be_enlarged_is_said(tmp_path):
     plain = Denoiser(build(**NET), SCHEDULE, "sample")
     with pytest.raises(ValueError, match="cannot enlarge"):
         drawing.enlarge(plain, torch.zeros(1, 3, 8, 8), [0])
-    with pytest.raises(ValueError, match=r"noise_level must lie in \[0, 500\]"):
-        drawing.enlarge(Denoiser(new(), SCHEDULE, "sample"), torch.zeros(1, 3, 8, 8), [0], noise_level=501)
+    with pytest.raises(ValueError, match=r"noise_level must lie in \[0, 499\]"):
+        drawing.enlarge(Denoiser(new(), SCHEDULE, "sample"), torch.zeros(1, 3, 8, 8), [0], noise_level=500)
     with pytest.raises(ValueError, match="scale must be at least 2"):
         new(scale=1)
     about = {"network": {"name": "super_resolution", "net": NET}, "prediction_type": "sample", "schedule": "cosine",
              "num_train_timesteps": 1000, "zero_terminal_snr": False}  # fmt: skip
     pretrained.save(tmp_path / "up.safetensors", Denoiser(new(), SCHEDULE, "sample"), about)
     assert pretrained.load(tmp_path / "up.safetensors").net.scale == 2
+
+
+def test_the_noise_on_the_small_picture_is_not_that_of_the_large_one(monkeypatch):
+    told = []
+    monkeypatch.setattr(drawing, "low_resolution_cond", lambda small, schedule, level, noise: told.append(noise) or
+                        low_resolution_cond(small, schedule, level, noise))
+    drawing.enlarge(Denoiser(new(), SCHEDULE, "sample"), torch.zeros(2, 3, 8, 8), [3, 4], steps=1)
+    for seed, noise in zip((3, 4), told[0]):
+        own = torch.randn(noise.shape, generator=torch.Generator().manual_seed(seed))
+        assert abs(torch.corrcoef(torch.stack([own.flatten(), noise.flatten()]))[0, 1]) < 0.3
+
+
+def test_levels_of_noise_lie_within_the_timesteps():
+    config = TrainConfig({"name": "super_resolution", "net": NET}, num_train_timesteps=200, steps=1)
+    with pytest.raises(ValueError, match="max_noise 500 lies beyond the 200 timesteps"):
+        next(train(config, toy_cars.load(2, 16).images))

@@ -562,7 +562,7 @@ def test_what_cannot_be_built_is_an_error_at_the_start(change, text):
     ids=["float", "one picture", "none", "a row"],
 )
 def test_bad_pictures_are_an_error(images):
-    with pytest.raises(ValueError, match=r"must be a uint8 tensor \(N, 3, H, W\) with N ≥ 1"):
+    with pytest.raises(ValueError, match=r"must be a uint8 tensor \(N, 3, H, W\), or latents, float32"):
         next(train(config(), images))
 
 

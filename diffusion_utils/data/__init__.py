@@ -17,7 +17,9 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def root_mean_square(images: Tensor) -> float:
-    """√(mean of x²) over all numbers of uint8 pictures, read in [-1, 1]: EDM's `sigma_data`."""
+    """√(mean of x²) over all numbers of uint8 pictures, read in [-1, 1], or of latents: EDM's `sigma_data`."""
+    if images.is_floating_point():  # latents
+        return round(float(images.double().square().mean().sqrt()), 4)
     values = torch.arange(256, dtype=torch.uint8)
     counts = torch.bincount(images.flatten(), minlength=256).double()
     return round(float((counts * to_float(values).double().square()).sum().div(counts.sum()).sqrt()), 4)

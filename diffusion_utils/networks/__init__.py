@@ -1,4 +1,4 @@
-"""Denoising networks, all with one interface:
+"""Denoising networks, all with one interface (and an `Autoencoder`, with its own):
 
     net(x_t, t, cond=None)      # x_t (N, C, H, W), t int64 (N,), cond None or (N, cond_dim)
 

@@ -64,6 +64,8 @@ class Autoencoder(nn.Module):
         super().__init__()
         if stem < 1 or latent_channels < 1 or depth < 1 or not channels:
             raise ValueError("channels needs at least one width; stem, latent_channels and depth at least 1")
+        if latent_channels > 3 * (stem * 2 ** (len(channels) - 1)) ** 2:
+            raise ValueError(f"latent_channels {latent_channels} gives more numbers than the picture has: lower it")
         self.stride, self.latent_channels = stem * 2 ** (len(channels) - 1), latent_channels
         encoder: list[nn.Module] = [nn.PixelUnshuffle(stem), nn.Conv2d(3 * stem**2, channels[0], 3, padding=1)]
         for before, width in zip((None, *channels), channels):
