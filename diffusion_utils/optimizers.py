@@ -19,8 +19,9 @@ class Muon:
     AdamW scales each number of an update by itself.  Muon takes the update of a weight *matrix* as
     one thing and makes its singular values (nearly) equal, so that rare directions move as far as
     common ones.  Convolutions count as matrices of (outputs × all inputs under the kernel).  As in
-    the original, the first and last layers, embeddings, norms and biases are left to AdamW.  Steps are
-    scaled to AdamW's size (Liu et al. 2025, 2502.16982), so learning rate and weight decay carry over.
+    the original, a denoiser's first and last layers, embeddings, norms and biases are left to AdamW.
+    Steps are scaled to AdamW's size (Liu et al. 2025, 2502.16982), so learning rate and weight decay
+    carry over.
 
     Behaves like a torch optimizer (step, zero_grad, param_groups, state_dict, load_state_dict).
 

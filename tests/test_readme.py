@@ -177,6 +177,10 @@ def test_prompt_accuracy_is_as_measured():
     for row in PROMPTS["stanford-cars-text"]:
         shares = [f"{row[name]:.2f}" for name in ("vivid colour", "colour", "body", "all")]
         assert cells(row["way"]) == [*shares, f"{1000 * row['generated']['kid']:.0f}"]
+    scores = {row["way"]: row["generated"] for row in PROMPTS["stanford-cars-text"]}
+    both, block = (scores[f"without encoder.7{more}, w = 3"] for more in (" and caption", ""))
+    assert f"(recall {both['recall']:.3f} against {block['recall']:.3f}, at the same precision, {both['precision']:.2f})" in TEXT
+    assert f"{both['precision']:.2f}" == f"{block['precision']:.2f}"
     real = PROMPTS["stanford-cars-text"][0]["real"]
     assert cells("the photographs themselves")[:4] == [f"{real[name]:.2f}" for name in ("vivid colour", "colour", "body", "all")]
     for row in PROMPTS["toy-cars-text"]:

@@ -118,7 +118,8 @@ def test_cross_attention_is_what_torch_computes():
         theirs.q_proj_weight.copy_(layer.q.weight[:, :, 0, 0]), theirs.k_proj_weight.copy_(k), theirs.v_proj_weight.copy_(v)
         theirs.in_proj_bias.copy_(torch.cat([layer.q.bias, layer.kv.bias]))
         theirs.out_proj.weight.copy_(layer.out.weight[:, :, 0, 0]), theirs.out_proj.bias.copy_(layer.out.bias)
-    x, context, mask = torch.randn(2, 8, 3, 4), torch.randn(2, 5, 6), torch.rand(2, 5) > 0.3
+    x, context = torch.randn(2, 8, 3, 4), torch.randn(2, 5, 6)
+    mask = torch.tensor([[True, True, False, True, False], [True, False, False, False, True]])
     queries = layer.norm(x).flatten(2).transpose(1, 2)
     expected = x + theirs(queries, context, context, key_padding_mask=~mask)[0].transpose(1, 2).reshape(x.shape)
     torch.testing.assert_close(layer(x, context, mask), expected)
