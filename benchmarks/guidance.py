@@ -18,7 +18,7 @@ from tqdm import tqdm
 from diffusion_utils import drawing, pretrained
 from diffusion_utils.evaluation import Reference
 from diffusion_utils.files import write_atomically
-from diffusion_utils.train import load_data
+from diffusion_utils.datasets import load_data
 
 COUNT = 256
 RESULTS = Path(__file__).parent / "results"

@@ -29,7 +29,7 @@ from diffusion_utils.evaluation import Reference, error_per_timestep
 from diffusion_utils.files import write_atomically
 from diffusion_utils.networks import count_parameters
 from diffusion_utils.prediction import Denoiser
-from diffusion_utils.train import NON_COMMERCIAL
+from diffusion_utils.datasets import NON_COMMERCIAL
 from diffusion_utils.training import load_checkpoint, train
 
 SIZE, IMAGES, BATCH = 32, 76_800, 64

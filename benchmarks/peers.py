@@ -48,7 +48,8 @@ from diffusion_utils.plotting import save_grid
 from diffusion_utils.prediction import Denoiser, target
 from diffusion_utils.sampling import sample
 from diffusion_utils.schedule import Schedule, make_schedule
-from diffusion_utils.train import PRESETS, load_data
+from diffusion_utils.datasets import load_data
+from diffusion_utils.presets import PRESETS
 from diffusion_utils.training import TrainConfig, bf16_is_native, ema_update, make_batch
 
 RESULTS = Path(__file__).parent / "results"

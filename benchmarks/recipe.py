@@ -22,7 +22,8 @@ from diffusion_utils import networks, pretrained
 from diffusion_utils.data import root_mean_square
 from diffusion_utils.evaluation import error_per_timestep
 from diffusion_utils.files import write_atomically
-from diffusion_utils.train import CARS, CARS_1M, load_data
+from diffusion_utils.datasets import load_data
+from diffusion_utils.presets import CARS, CARS_1M
 from diffusion_utils.training import TrainConfig, train
 
 RESULT = Path(__file__).parent / "results" / "recipe.json"

@@ -19,7 +19,7 @@ from diffusion_utils import pretrained
 from diffusion_utils.drawing import draw
 from diffusion_utils.evaluation import Reference
 from diffusion_utils.files import write_atomically
-from diffusion_utils.train import load_data
+from diffusion_utils.datasets import load_data
 
 COUNT = 256
 SAMPLERS = ("ddpm", "ddim", "dpm_solver_pp")

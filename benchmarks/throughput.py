@@ -26,7 +26,7 @@ from torch import Tensor
 from diffusion_utils import networks, pretrained
 from diffusion_utils.files import write_atomically
 from diffusion_utils.prediction import Denoiser
-from diffusion_utils.train import CARS
+from diffusion_utils.presets import CARS
 from diffusion_utils.training import TrainConfig, train
 
 RESULT = Path(__file__).parent / "results" / "throughput.json"

@@ -18,7 +18,7 @@ import torch
 from diffusion_utils import drawing, features, pretrained
 from diffusion_utils.evaluation import Reference
 from diffusion_utils.files import write_atomically
-from diffusion_utils.train import load_data
+from diffusion_utils.datasets import load_data
 
 LEAST = 4  # precision and recall look at the third nearest other picture
 

@@ -23,7 +23,7 @@ from diffusion_utils.metrics import nearest
 from diffusion_utils.networks import build, stages
 from diffusion_utils.plotting import network_drawing, points, save_grid, show_grid, strip
 from diffusion_utils.sampling import sample
-from diffusion_utils.train import CARS
+from diffusion_utils.presets import CARS
 
 
 HEADLINE = "stanford-cars-1m"

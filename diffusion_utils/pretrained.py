@@ -8,6 +8,7 @@ denoiser) and where they come from (data, images seen, seconds, machine, date, l
 """
 
 import json
+import os
 import platform
 import struct
 from datetime import date
@@ -88,8 +89,16 @@ def load(name: str | Path, device: torch.device | str = "cpu") -> Denoiser:
     schedule = make_schedule(
         about["schedule"], about["num_train_timesteps"], about["zero_terminal_snr"]
     )
-    autoencoder = load(about["autoencoder"], device).net if about.get("autoencoder") else None
+    encoder_name = autoencoder_of(name)
+    autoencoder = None if encoder_name is None else load(encoder_name, device).net
     return Denoiser(network, schedule, about["prediction_type"], about.get("sigma_data", 0.5), autoencoder)
+
+
+def autoencoder_of(name: str | Path) -> str | None:
+    """Where the autoencoder is in whose latents weights draw: a shipped name, or a path; None for
+    pixels.  Cards give paths from their own folder, so that a folder of runs can be moved."""
+    encoder = card(name).get("autoencoder")
+    return encoder if encoder is None or encoder in names() else os.path.normpath(_find(name).parent / encoder)
 
 
 def save(path: str | Path, denoiser: Denoiser, about: dict, dtype: torch.dtype = torch.float16) -> None:
@@ -99,7 +108,7 @@ def save(path: str | Path, denoiser: Denoiser, about: dict, dtype: torch.dtype =
         path: ends in .safetensors; the card goes beside it as .json.
         about: the card's contents; must hold what `load` needs (network, prediction_type, schedule,
             num_train_timesteps, zero_terminal_snr; for "edm" sigma_data).  The number of parameters
-            is added.
+            is added, and an autoencoder's path is written as seen from the card.
     """
     path = Path(path)
     missing = _missing(about)
@@ -109,6 +118,9 @@ def save(path: str | Path, denoiser: Denoiser, about: dict, dtype: torch.dtype =
         )
     weights = {key: value.detach().to("cpu", dtype).contiguous() for key, value in denoiser.net.state_dict().items()}
     about = {"parameters": networks.count_parameters(denoiser.net), **about}
+    encoder = about.get("autoencoder")
+    if encoder is not None and encoder not in names():
+        about["autoencoder"] = os.path.relpath(encoder, path.parent)
     write_atomically(path, lambda temporary: save_file(weights, temporary))
     text = json.dumps(about, indent=2, ensure_ascii=False) + "\n"
     write_atomically(path.with_suffix(".json"), lambda temporary: temporary.write_text(text))

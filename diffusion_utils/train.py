@@ -16,150 +16,33 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
 from diffusion_utils import drawing, pretrained
 from diffusion_utils.config import BUDGET, FREE_ON_RESUME, TrainConfig
-from diffusion_utils.data import root_mean_square, stanford_cars, to_float, toy_cars
-from diffusion_utils.data.captions import captions
+from diffusion_utils.data import root_mean_square, to_float
+from diffusion_utils.datasets import CONDITIONS, LICENCES, as_latents, conditioned, load_cond, load_data, mirrors
 from diffusion_utils.evaluation import error_per_timestep, reconstruction_quality
 from diffusion_utils.files import write_atomically
 from diffusion_utils.guidance import Guided, chosen_by_seed
 from diffusion_utils.networks import count_parameters
 from diffusion_utils.networks.autoencoder import Autoencoder
 from diffusion_utils.networks.super_resolution import low_resolution_cond, shrink
-from diffusion_utils.networks.text import Tokenizer
 from diffusion_utils.plotting import save_grid
 from diffusion_utils.prediction import Denoiser
+from diffusion_utils.presets import default_network, default_size
 from diffusion_utils.sampling import sample
 from diffusion_utils.training import train
 
-# Both under a million parameters.  The first has no way around its bottleneck, and does its work at
-# 16×16 and 8×8, where a CPU computes fastest; it is the network of notebooks 02 and 03.
-CARS = {
-    "name": "resnet", "channels": [64, 96], "depth": [1, 3], "decoder_channels": [64, 32],
-    "decoder_depth": 1, "stem": 4, "embedding_dim": 64,
-}  # fmt: skip
-# What notebook 05 led to: twice as fine a stem, two more halvings, skips, attention at 8×8 and 4×4, and
-# a head that answers whole patches.
-CARS_1M = {
-    "name": "resnet", "channels": [32, 64, 80, 96], "decoder_depth": 1, "stem": 2, "skip": "add",
-    "upsample": "nearest", "patch_head": True, "attention": [8, 16], "embedding_dim": 48,
-}  # fmt: skip
-TOY = {"name": "resnet", "channels": [48, 64, 96], "decoder_channels": [64, 48], "decoder_depth": 1,
-       "stem": 2, "embedding_dim": 64}  # fmt: skip
-# As CARS_1M, for 32×32, with attention at 8×8 and 4×4, where it meets the words of captions.
-TOY_TEXT = {
-    "name": "resnet", "channels": [32, 64, 96], "decoder_depth": 1, "stem": 2, "skip": "add", "upsample": "nearest",
-    "patch_head": True, "attention": [4, 8], "embedding_dim": 64,
-}  # fmt: skip
-# Most of a picture that is shown small is there already: three resolutions, no attention.
-DETAILS = {
-    "name": "resnet", "channels": [32, 48, 64], "decoder_depth": 1, "stem": 2, "skip": "add", "upsample": "nearest",
-    "patch_head": True, "embedding_dim": 48,
-}  # fmt: skip
-# 64×64×3 to 16×16×4: a twelfth of the numbers.
-AUTOENCODER = {"name": "autoencoder", "channels": [32, 64], "latent_channels": 4, "depth": 1, "stem": 2}
-# CARS_1M from 16×16 on, for latents: deeper there, where it has no larger picture to work on.
-LATENT = {
-    "name": "resnet", "channels": [64, 80, 96], "decoder_depth": 1, "depth": [2, 2, 1], "stem": 1, "skip": "add",
-    "upsample": "nearest", "patch_head": True, "attention": [2, 4], "embedding_dim": 48,
-}  # fmt: skip
-PRESETS = {
-    "stanford_cars": {"network": CARS_1M, "text": CARS_1M, "size": 64},
-    "toy_cars": {"network": TOY, "text": TOY_TEXT, "size": 32},
-    "folder": {"network": CARS_1M, "text": CARS_1M, "size": 64},
-}
 CONSISTENCY_DRAWING = {"sampler": "consistency", "steps": 2}
-CONDITIONS = ("body_type", "caption", "low_resolution")
 TOLD_BY = {"body_type": "conditions", "caption": "prompts"}  # the entry of a model card that tells
-LONGEST_PROMPT, PROMPTS = 12, 256  # words; captions kept on the card
 COUNTED = ("images_seen", "steps", "seconds")  # of a model card, the start's included
-NON_COMMERCIAL = "trained on Stanford Cars (Krause et al. 2013): for non-commercial research only"
-LICENCES = {"stanford_cars": NON_COMMERCIAL, "toy_cars": "Apache-2.0, like the code"}
-
-
-@cache
-def captioned_toy_cars(size: int) -> toy_cars.ToyCars:
-    """Toy cars of every kind, those that training with captions never sees among them."""
-    return toy_cars.load(16384, size)
-
-
-def load_data(data: str, size: int, condition: str | None = None) -> tuple[Tensor, Tensor, str]:
-    """Training pictures, held-out pictures and a description, by the name on the command line.
-
-    Toy cars that are told of by captions are split by kind (`toy_cars.HELD_OUT`), all others by picture.
-    """
-    if data == "toy_cars":
-        if condition == "caption":
-            seen, rest = (captioned_toy_cars(size).part(part).images for part in (False, True))
-            missing = f"without {len(toy_cars.HELD_OUT)} pairs of body and colour"
-            return seen, rest, f"toy cars, {len(seen)} drawn at {size}×{size}, {missing}"
-        count, held_out = 8192, 512
-        cars = toy_cars.load(count + held_out, size)
-        return cars.images[:count], cars.images[count:], f"toy cars, {count} drawn at {size}×{size}"
-    cars = stanford_cars.load(size=size) if data == "stanford_cars" else stanford_cars.load_folder(data, size)
-    train_part, rest = cars.part(held_out=False), cars.part(held_out=True)
-    if len(train_part.images) == 0 or len(rest.images) < 2:  # too few pictures to spare any
-        train_part = rest = cars
-    what = "Stanford Cars train" if data == "stanford_cars" else "own pictures"
-    return train_part.images, rest.images, f"{what}, {len(train_part.images)} cropped to {size}×{size}"
-
-
-def load_captions(data: str, size: int) -> list[list[str]]:
-    """The captions of each training picture of `load_data`, equally many for each; the first is the
-    whole one."""
-    if data == "toy_cars":
-        return [[caption] for caption in captioned_toy_cars(size).part(held_out=False).captions]
-    if data == "stanford_cars":
-        return captions(stanford_cars.load(size=size).part(held_out=False))
-    raise ValueError(f"no captions are known of {data}: --condition caption goes with toy_cars or stanford_cars")
-
-
-def load_cond(data: str, size: int, condition: str, network: dict) -> tuple[Tensor | None, dict]:
-    """What describes each training picture of `load_data`, and what the model card says of it.
-
-    For "body_type": a one-hot row per picture, float32 (N, 9), in the order of
-    `stanford_cars.BODY_TYPES`, and their shares.  For "caption": the captions' words as numbers, int64
-    (N, K, length), for the vocabulary in `network`, and some of the captions.  For "low_resolution":
-    nothing, the pictures themselves do.
-    """
-    if condition == "low_resolution":
-        return None, {}
-    if condition == "caption":
-        texts = load_captions(data, size)
-        tokenizer = Tokenizer(network["words"], network["length"])
-        cond = torch.stack([tokenizer.encode(each) for each in texts])
-        some = torch.linspace(0, len(texts) - 1, min(PROMPTS, len(texts))).round().long().tolist()
-        return cond, {"prompts": [texts[i][0] for i in some]}
-    if data != "stanford_cars":
-        raise ValueError(f"no {condition!r} is known of {data}: --condition body_type goes with --data stanford_cars")
-    labels = stanford_cars.load(size=size).part(held_out=False).body_types()
-    cond = F.one_hot(labels, len(stanford_cars.BODY_TYPES)).float()
-    return cond, {"conditions": dict(zip(stanford_cars.BODY_TYPES, cond.mean(0).tolist()))}
-
-
-def conditioned(network: dict, condition: str | None, data: str, size: int) -> dict:
-    """The network that is told `condition`, made of a picture network (or, where it is of the right
-    kind already, completed)."""
-    if condition == "body_type":
-        return {**network, "cond_dim": len(stanford_cars.BODY_TYPES)}
-    if condition == "low_resolution":
-        return network if network["name"] == "super_resolution" else {"name": "super_resolution", "net": network}
-    if condition != "caption":
-        return network
-    texts = [caption for each in load_captions(data, size) for caption in each]
-    tokenizer = Tokenizer.from_captions(texts)
-    if network["name"] != "text_to_image":
-        network = {"name": "text_to_image", "net": {k: v for k, v in network.items() if k != "cond_dim"}}
-    return {**network, "words": tokenizer.words, "length": LONGEST_PROMPT}
 
 
 def model_card(
@@ -290,20 +173,17 @@ def configure(args: argparse.Namespace) -> tuple[TrainConfig, dict]:
         raise ValueError("an autoencoder is told nothing and needs no other one: leave --condition and --autoencoder out")
     if args.autoencoder and args.condition == "low_resolution":
         raise ValueError("super-resolution works on pixels here: leave --autoencoder out")
-    preset = PRESETS.get(args.data, PRESETS["folder"])
     defaults = asdict(TrainConfig(steps=1))
     options = {name: getattr(args, name) for name in defaults if hasattr(args, name)}
     options |= {name: defaults[name] for name in ("log_every", "checkpoint_every") if options[name] is None}
-    size = args.size or preset["size"]
-    default = {"caption": preset["text"], "low_resolution": DETAILS}.get(args.condition, preset["network"])
-    if args.objective == "autoencoder":
-        default = AUTOENCODER
-    elif args.autoencoder and not args.start:
-        default = {**LATENT, "picture_channels": load_autoencoder(args.autoencoder).latent_channels}
-    network = args.network or default
+    size = args.size or default_size(args.data)
+    autoencoder = load_autoencoder(args.autoencoder) if args.autoencoder and not args.start else None
+    network = args.network or default_network(args.data, args.condition, args.objective, autoencoder)
     if args.sigma_data is None:
         del options["sigma_data"]
     run = {name: getattr(args, name, None) for name in KEPT} | {"size": size}
+    if args.autoencoder and args.autoencoder not in pretrained.names():
+        run["autoencoder"] = str(Path(args.autoencoder).resolve())  # a run may be resumed from elsewhere
     if args.start:
         own = ("network", "size", "sigma_data", "autoencoder") + ("condition",) * (args.condition != "caption")
         own = [name for name in own if getattr(args, name)]
@@ -316,14 +196,14 @@ def configure(args: argparse.Namespace) -> tuple[TrainConfig, dict]:
         told = next((name for name, entry in TOLD_BY.items() if entry in about), None)
         if network["name"] == "super_resolution":
             told = "low_resolution"
-        run |= {"size": size, "condition": args.condition or told, "autoencoder": about.get("autoencoder")}
+        run |= {"size": size, "condition": args.condition or told, "autoencoder": pretrained.autoencoder_of(args.start)}
         run["before"] = {"name": Path(args.start).stem} | {k: about.get(k, 0) for k in COUNTED}
         options["network"] = network if run["condition"] == told else conditioned(network, args.condition, args.data, size)
     else:
         if network.get("name") == "super_resolution":
             run["condition"] = "low_resolution"
         options["network"] = conditioned(network, run["condition"], args.data, size)
-    options["flip"] = mirrors(run) and not run["autoencoder"]  # latents are mirrored as pictures, before
+    options["flip"] = mirrors(run["data"], run["condition"]) and not run["autoencoder"]  # latents are mirrored as pictures, before
     return TrainConfig(**options), run
 
 
@@ -333,11 +213,6 @@ def load_autoencoder(weights: str) -> Autoencoder:
     if not isinstance(net, Autoencoder):
         raise ValueError(f"{weights} is no autoencoder: train one with --objective autoencoder")
     return net
-
-
-def mirrors(run: dict) -> bool:
-    """Whether mirrored pictures are seen, too: not where captions say left and right."""
-    return not (run["data"] == "toy_cars" and run["condition"] == "caption")
 
 
 def write_run(out: Path, config: TrainConfig, run: dict) -> None:
@@ -368,12 +243,10 @@ def main(arguments: list[str] | None = None) -> None:
     pictures, held_out, description = load_data(data, size, run["condition"])
     cond, described = load_cond(data, size, run["condition"], config.network) if run["condition"] else (None, {})
     autoencoder = load_autoencoder(run["autoencoder"]) if run["autoencoder"] else None
-    if autoencoder:  # a mirrored latent is not the latent of the mirrored picture: both are encoded
-        both = [pictures, pictures.flip(3)] if mirrors(run) else [pictures]
-        pictures = torch.cat([autoencoder.to_latents(to_float(part)) for part in both])
-        held_out = autoencoder.to_latents(to_float(held_out))
-        cond = None if cond is None else torch.cat([cond] * len(both))
-        description += f", as latents of {run['autoencoder']}"
+    if autoencoder:
+        pictures, cond = as_latents(autoencoder, pictures, cond, mirrors(data, run["condition"]))
+        held_out, _ = as_latents(autoencoder, held_out)
+        description += f", as latents of {autoencoder.latent_shape(size, size)}"
     stored = args.resume and (args.out / "run.json").is_file()  # then it was measured already
     if config.prediction_type == "edm" and args.sigma_data is None and not stored and not args.start:
         config = replace(config, sigma_data=root_mean_square(pictures))

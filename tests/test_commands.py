@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion_utils import pretrained, training
+from diffusion_utils import datasets, pretrained, training
 from diffusion_utils import sample as sample_command
 from diffusion_utils import train as train_command
 from diffusion_utils.data import stanford_cars, to_float, toy_cars
@@ -141,7 +141,7 @@ def run_and_card(out):
 def test_edm_measures_its_pictures_once(tmp_path, folder):
     out = tmp_path / "run"
     train("--data", folder, "--out", out, "--steps", 2, "--size", 8, "--prediction-type", "edm", *COMMON)
-    images, _, _ = train_command.load_data(str(folder), 8)
+    images, _, _ = datasets.load_data(str(folder), 8)
     measured = to_float(images).square().mean().sqrt().item()
     about = run_and_card(out)
     assert about["sigma_data"] == pytest.approx(measured, abs=1e-4) != 0.5
@@ -189,7 +189,7 @@ def test_very_few_pictures_are_all_used(tmp_path, folder, count):
     """With 13 and 30 one is held out, and of a single picture there is no variance to measure."""
     for file in sorted(folder.iterdir())[count:]:
         file.unlink()
-    images, held_out, _ = train_command.load_data(str(folder), 8)
+    images, held_out, _ = datasets.load_data(str(folder), 8)
     assert torch.equal(images, held_out) and len(images) == count
     train("--data", folder, "--out", tmp_path / "run", "--steps", 1, "--size", 8, *COMMON)
     errors = pretrained.card(tmp_path / "run" / "weights.safetensors")

@@ -1,16 +1,20 @@
 """The commands around what a network is told: captions, small pictures, latents; trained, resumed, drawn with."""
 
 import json
+import os
 
 import pytest
 import torch
 from PIL import Image
 
-from diffusion_utils import pretrained
+from diffusion_utils import datasets, pretrained
 from diffusion_utils import sample as sample_command
 from diffusion_utils import train as train_command
 from diffusion_utils.data import stanford_cars, toy_cars
 from diffusion_utils.data.stanford_cars import CarPictures
+from diffusion_utils.networks import build, count_parameters
+from diffusion_utils.networks.autoencoder import Autoencoder
+from diffusion_utils.presets import default_network
 from diffusion_utils.training import load_checkpoint
 
 TINY = {"name": "resnet", "channels": [8, 8], "stem": 2, "embedding_dim": 8, "attention": [2]}
@@ -23,7 +27,7 @@ def few(monkeypatch):
     """Sixty toy cars for thousands, and toy cars for Stanford's."""
     toys = toy_cars.load(60, 16)
     monkeypatch.setattr(toy_cars, "load", lambda count, size: toys)
-    monkeypatch.setattr(train_command, "captioned_toy_cars", lambda size: toys)
+    monkeypatch.setattr(datasets, "captioned_toy_cars", lambda size: toys)
     classes = ["Ford F-150 Regular Cab 2007", "Audi TT RS Coupe 2012"]
     photos = CarPictures(toys.images, [f"{i:05d}.jpg" for i in range(60)], torch.arange(60) % 2, classes, [])
     monkeypatch.setattr(stanford_cars, "load", lambda size: photos)
@@ -100,10 +104,15 @@ def test_latents_are_learnt_mirrored_pictures_among_them(few, tmp_path):
     out = tmp_path / "latent"
     train("--autoencoder", weights, "--network", network, "--condition", "body_type", *common, "--out", out)
     card = pretrained.card(out / "weights.safetensors")
-    assert card["autoencoder"] == weights and not load_checkpoint(out / "checkpoint.pt")["config"]["flip"]
+    assert card["autoencoder"] == os.path.join("..", "vae", "weights.safetensors") and not load_checkpoint(out / "checkpoint.pt")["config"]["flip"]
     train("--resume", "--steps", 6, "--out", out)
     sample_command.main(["--weights", str(out / "weights.safetensors"), "--count", "2", "--steps", "2", "--out", str(tmp_path / "a.png")])
     assert Image.open(tmp_path / "a.png").size[1] > 16
+    (tmp_path / "moved").mkdir()
+    for name in ("vae", "latent"):
+        (tmp_path / name).rename(tmp_path / "moved" / name)
+    moved = pretrained.load(tmp_path / "moved/latent/weights.safetensors")
+    assert moved.autoencoder.scaling_factor == autoencoder.scaling_factor
 
 
 def test_a_prompt_is_drawn_and_what_was_not_understood_is_said(tmp_path, capsys):
@@ -142,11 +151,22 @@ def test_captions_that_say_left_and_right_are_never_mirrored():
     assert run["condition"] == "caption" and not config.flip
 
 
-def test_weights_of_latents_bring_their_autoencoder(tmp_path, monkeypatch):
-    about = {**pretrained.card("toy-cars-resnet"), "autoencoder": "some-autoencoder"}
-    monkeypatch.setattr(pretrained, "card", lambda name: about)
-    config, run = configured("--data", "toy_cars", "--start", "latents.safetensors")
-    assert run["autoencoder"] == "some-autoencoder" and not config.flip
+def test_weights_of_latents_bring_their_autoencoder(tmp_path):
+    about = {**pretrained.card("toy-cars-resnet"), "autoencoder": "stanford-cars-autoencoder-4"}
+    path = tmp_path / "latents.safetensors"
+    pretrained.save(path, pretrained.load("toy-cars-resnet"), about)
+    config, run = configured("--data", "toy_cars", "--start", str(path))
+    assert run["autoencoder"] == "stanford-cars-autoencoder-4" and not config.flip
+
+
+@pytest.mark.parametrize("stem, width", [(2, 64), (4, 80)])
+def test_latents_of_each_size_have_a_network_of_their_own(stem, width):
+    autoencoder = Autoencoder((8, 8), 5, stem=stem)
+    network = default_network("stanford_cars", "caption", autoencoder=autoencoder)
+    assert network["channels"][0] == width and network["picture_channels"] == 5
+    net = build(**network)
+    x = torch.zeros(1, *autoencoder.latent_shape(64, 64))
+    assert count_parameters(net) < 1e6 and net(x, torch.zeros(1, dtype=torch.int64)).shape == x.shape
 
 
 @pytest.mark.parametrize("arguments, message", [

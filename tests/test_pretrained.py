@@ -261,12 +261,20 @@ def test_shipped_weights_are_small_and_draw(name):
     # The bar of a million is the picture network's; words come on top.
     assert about["parameters"] == parameters <= (1_250_000 if kind == "text_to_image" else 1_000_000)
     assert (pretrained.FOLDER / f"{name}.safetensors").stat().st_size <= 4 * 2**20
-    assert about["macs"] == pretrained.count_macs(denoiser.net, (3, size, size))
+    encoder = denoiser.autoencoder
+    shape = (3, size, size) if encoder is None else encoder.latent_shape(size, size)
+    assert about["macs"] == pretrained.count_macs(denoiser.net, shape)
     for key in ("data", "licence", "images_seen", "seconds", "machine", "date", "training_loss"):
         assert about[key], key
     if kind == "super_resolution":
         small = toy_cars.load(4, size // 2).images
-        drawn = drawing.enlarge(denoiser, small, range(4), steps=5).float() / 127.5 - 1
+        drawn = to_float(drawing.enlarge(denoiser, small, range(4), steps=5))
+    elif kind == "autoencoder":  # the latents of a few cars, from which it shall make them again
+        cars = to_float(toy_cars.load(4, size).images)
+        drawn = denoiser.net.from_latents(denoiser.net.to_latents(cars))
+        assert (drawn - cars).square().mean() < 0.1 * cars.var()
+    elif encoder is not None:
+        drawn = to_float(drawing.draw(denoiser, range(4), size, "dpm_solver_pp", 10))
     else:
         drawn = sample(denoiser, range(4), (3, size, size), steps=10)
     assert drawn.isfinite().all() and drawn.abs().max() < 1.5
