@@ -26,7 +26,6 @@ from diffusion_utils import drawing, networks, pretrained
 from diffusion_utils.files import write_atomically
 from diffusion_utils.guidance import Guided
 from diffusion_utils.prediction import Denoiser
-from diffusion_utils.sampling import sample
 
 RESULT = Path(__file__).parent / "results" / "drawing_speed.json"
 SEEDS = range(16)
@@ -39,7 +38,7 @@ def work(
 
     def run():
         with torch.autocast(torch.device(device).type, torch.bfloat16) if bf16 else nullcontext():
-            sample(denoiser, SEEDS, (3, size, size), sampler, steps, device)
+            drawing.draw(denoiser, SEEDS, size, sampler, steps, device)
         if torch.device(device).type == "cuda":
             torch.cuda.synchronize()
 
@@ -51,7 +50,7 @@ def compiled(denoiser: Denoiser | Guided) -> Denoiser | Guided:
     if isinstance(denoiser, Guided):
         guide = denoiser.guide and compiled(denoiser.guide)
         return replace(denoiser, denoiser=compiled(denoiser.denoiser), guide=guide)
-    return Denoiser(torch.compile(denoiser.net), denoiser.schedule, denoiser.prediction_type, denoiser.sigma_data)
+    return replace(denoiser, net=torch.compile(denoiser.net))
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -96,6 +96,8 @@ class TrainConfig:
             raise ValueError("objective 'consistency' needs a little signal everywhere: leave zero_terminal_snr out")
         if (self.objective == "autoencoder") != (self.network.get("name") == "autoencoder"):
             raise ValueError("objective 'autoencoder' and network 'autoencoder' belong together: give both or neither")
+        if not self.kl_weight >= 0:
+            raise ValueError(f"kl_weight must be at least 0, not {self.kl_weight}")
         if not 0 <= self.cond_dropout <= 1:
             raise ValueError(f"cond_dropout must lie in [0, 1], not {self.cond_dropout}")
         if not 0 <= self.ema_decay < 1 or not 0 <= self.decay_fraction <= 1:

@@ -93,7 +93,24 @@ def conditioned(network: dict, condition: str | None, data: str, size: int) -> d
     return {**network, "words": tokenizer.words, "length": LONGEST_PROMPT}
 
 
-def mirrors(data: str, condition: str | None) -> bool:
+def for_latents(network: dict, autoencoder: Autoencoder) -> dict:
+    """A picture network as the channels of latents need it.
+
+    Raises:
+        ValueError: it was given others, or is a network that cannot work on latents.
+    """
+    if network.get("name") == "super_resolution":
+        raise ValueError("super-resolution works on pixels here: leave --autoencoder out")
+    if network.get("name") == "text_to_image":
+        return {**network, "net": for_latents(network.get("net", {}), autoencoder)}
+    channels = autoencoder.latent_channels
+    if network.get("picture_channels", channels) != channels:
+        raise ValueError(f"the autoencoder's latents have {channels} channels, not {network['picture_channels']}: "
+                         "leave picture_channels out")  # fmt: skip
+    return {**network, "picture_channels": channels}
+
+
+def mirrors(data: str, condition: str | None = None) -> bool:
     """Whether training sees mirrored pictures, too: not where captions say left and right."""
     return not (data == "toy_cars" and condition == "caption")
 
@@ -107,5 +124,5 @@ def as_latents(
     mirrored picture, so that training could not mirror it later.
     """
     both = [pictures, pictures.flip(3)] if mirrored else [pictures]
-    latents = torch.cat([autoencoder.to_latents(to_float(part)) for part in both])
+    latents = torch.cat([autoencoder.to_latents(to_float(part)) for each in both for part in each.split(256)])
     return latents, None if cond is None else torch.cat([cond] * len(both))

@@ -18,7 +18,7 @@ import torch
 from diffusion_utils import drawing, features, pretrained
 from diffusion_utils.evaluation import Reference
 from diffusion_utils.files import write_atomically
-from diffusion_utils.datasets import load_data
+from diffusion_utils.datasets import load_data, mirrors
 
 LEAST = 4  # precision and recall look at the third nearest other picture
 
@@ -65,7 +65,9 @@ def main(arguments: list[str] | None = None) -> None:
     started = time.perf_counter()
     pictures = drawing.draw(denoiser, seeds, size, how["sampler"], how["steps"], args.device)
     seconds = time.perf_counter() - started
-    flips = card.get("config", {}).get("flip", True) or "autoencoder" in card  # latents: mirrored before
+    flips = card.get("config", {}).get("flip", True)
+    if card.get("autoencoder"):  # pictures were mirrored before they became latents
+        flips = mirrors(args.data, *told)
     reference = Reference(train, held_out, args.extractor, flips=flips)
     result = {
         "weights": args.weights, "parameters": card["parameters"], "data": description,

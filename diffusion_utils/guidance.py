@@ -78,6 +78,8 @@ class Guided:
         theirs = mine if self.guide is None else self.guide.schedule.alphas_cumprod
         if mine.shape != theirs.shape or not torch.allclose(mine, theirs):
             raise ValueError("the guide was trained with another noise schedule: choose one with the same")
+        if self.guide is not None and not _same(self.autoencoder, self.guide.autoencoder):
+            raise ValueError("the guide draws pixels, or latents of another autoencoder: choose one that draws the same")
 
     @property
     def schedule(self) -> Schedule:
@@ -109,6 +111,14 @@ class Guided:
     def _within(self, t: Tensor) -> bool:
         """Whether to guide at t; reading t makes a GPU wait, so only where there is an interval."""
         return self.interval is None or self.interval[0] <= int(t[0]) <= self.interval[1]
+
+
+def _same(first: nn.Module | None, second: nn.Module | None) -> bool:
+    """Whether two autoencoders, or none, are one and the same."""
+    if first is second or first is None or second is None:
+        return first is second
+    mine, theirs = first.state_dict(), second.state_dict()
+    return mine.keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in mine.items())
 
 
 def skip_layers(denoiser: Denoiser, layers: Sequence[str]) -> Denoiser:

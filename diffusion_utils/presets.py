@@ -54,7 +54,6 @@ def default_network(
     if objective == "autoencoder":
         return AUTOENCODER
     if autoencoder is not None:
-        network = LATENT if autoencoder.stride < 8 else LATENT_8
-        return {**network, "picture_channels": autoencoder.latent_channels}
+        return LATENT if autoencoder.stride < 8 else LATENT_8
     preset = PRESETS.get(data, PRESETS["folder"])
     return {"caption": preset["text"], "low_resolution": DETAILS}.get(condition, preset["network"])

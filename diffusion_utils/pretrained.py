@@ -10,6 +10,7 @@ denoiser) and where they come from (data, images seen, seconds, machine, date, l
 import json
 import os
 import platform
+import shutil
 import struct
 from datetime import date
 from pathlib import Path
@@ -21,6 +22,7 @@ from torch import nn
 
 from diffusion_utils import networks
 from diffusion_utils.files import write_atomically
+from diffusion_utils.networks.autoencoder import Autoencoder
 from diffusion_utils.prediction import Denoiser
 from diffusion_utils.schedule import make_schedule
 
@@ -89,16 +91,41 @@ def load(name: str | Path, device: torch.device | str = "cpu") -> Denoiser:
     schedule = make_schedule(
         about["schedule"], about["num_train_timesteps"], about["zero_terminal_snr"]
     )
-    encoder_name = autoencoder_of(name)
-    autoencoder = None if encoder_name is None else load(encoder_name, device).net
+    autoencoder, whose = None, autoencoder_of(name)
+    if whose is not None:
+        try:
+            autoencoder = load_autoencoder(whose, device)
+        except FileNotFoundError:
+            raise ValueError(f"{path} draws latents of {whose}, which is missing: it must be kept with them") from None
     return Denoiser(network, schedule, about["prediction_type"], about.get("sigma_data", 0.5), autoencoder)
 
 
 def autoencoder_of(name: str | Path) -> str | None:
     """Where the autoencoder is in whose latents weights draw: a shipped name, or a path; None for
-    pixels.  Cards give paths from their own folder, so that a folder of runs can be moved."""
+    pixels.  Cards give paths from their own folder, so that the folder of a run can be moved."""
     encoder = card(name).get("autoencoder")
     return encoder if encoder is None or encoder in names() else os.path.normpath(_find(name).parent / encoder)
+
+
+def load_autoencoder(name: str | Path, device: torch.device | str = "cpu") -> Autoencoder:
+    """An autoencoder alone.
+
+    Raises:
+        FileNotFoundError: no such weights.
+        ValueError: they are weights of something else.
+    """
+    net = load(name, device).net
+    if not isinstance(net, Autoencoder):
+        raise ValueError(f"{name} is no autoencoder: train one with --objective autoencoder")
+    return net
+
+
+def copy(name: str | Path, path: str | Path) -> None:
+    """Weights, and then their card, to another place, each whole or not at all."""
+    source, target = _find(name), Path(path)
+    for suffix in (source.suffix, ".json"):
+        from_here = source.with_suffix(suffix)
+        write_atomically(target.with_suffix(suffix), lambda file, from_here=from_here: shutil.copyfile(from_here, file))
 
 
 def save(path: str | Path, denoiser: Denoiser, about: dict, dtype: torch.dtype = torch.float16) -> None:
@@ -120,7 +147,7 @@ def save(path: str | Path, denoiser: Denoiser, about: dict, dtype: torch.dtype =
     about = {"parameters": networks.count_parameters(denoiser.net), **about}
     encoder = about.get("autoencoder")
     if encoder is not None and encoder not in names():
-        about["autoencoder"] = os.path.relpath(encoder, path.parent)
+        about["autoencoder"] = Path(os.path.relpath(encoder, path.parent)).as_posix()
     write_atomically(path, lambda temporary: save_file(weights, temporary))
     text = json.dumps(about, indent=2, ensure_ascii=False) + "\n"
     write_atomically(path.with_suffix(".json"), lambda temporary: temporary.write_text(text))

@@ -8,7 +8,7 @@
 
 The folder receives checkpoint.pt, log.jsonl, a grid of samples now and then, and at the end
 weights.safetensors with its model card; with --snapshot-images the averaged weights on the way there
-too, in snapshots/.  Ctrl-C saves and leaves; --resume goes on.
+too, in snapshots/, and with --autoencoder a copy of that.  Ctrl-C saves and leaves; --resume goes on.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from tqdm import tqdm
 from diffusion_utils import drawing, pretrained
 from diffusion_utils.config import BUDGET, FREE_ON_RESUME, TrainConfig
 from diffusion_utils.data import root_mean_square, to_float
-from diffusion_utils.datasets import CONDITIONS, LICENCES, as_latents, conditioned, load_cond, load_data, mirrors
+from diffusion_utils.datasets import CONDITIONS, LICENCES, as_latents, conditioned, for_latents, load_cond, load_data, mirrors
 from diffusion_utils.evaluation import error_per_timestep, reconstruction_quality
 from diffusion_utils.files import write_atomically
 from diffusion_utils.guidance import Guided, chosen_by_seed
@@ -42,6 +42,7 @@ from diffusion_utils.training import train
 
 CONSISTENCY_DRAWING = {"sampler": "consistency", "steps": 2}
 TOLD_BY = {"body_type": "conditions", "caption": "prompts"}  # the entry of a model card that tells
+OWN_AUTOENCODER = "autoencoder.safetensors"  # in the folder of a run that learns latents
 COUNTED = ("images_seen", "steps", "seconds")  # of a model card, the start's included
 
 
@@ -168,6 +169,8 @@ def configure(args: argparse.Namespace) -> tuple[TrainConfig, dict]:
         asked = budget if any(value is not None for value in budget.values()) else {}
         asked |= {k: getattr(args, k) for k in FREE_ON_RESUME - {*BUDGET} if getattr(args, k) is not None}
         run = {name: about.get(name, getattr(args, name, None)) for name in KEPT}
+        if run["autoencoder"] == OWN_AUTOENCODER:
+            run["autoencoder"] = str(args.out / OWN_AUTOENCODER)
         return TrainConfig(**{**about["config"], **asked}), run
     if args.objective == "autoencoder" and (args.condition or args.autoencoder):
         raise ValueError("an autoencoder is told nothing and needs no other one: leave --condition and --autoencoder out")
@@ -177,16 +180,18 @@ def configure(args: argparse.Namespace) -> tuple[TrainConfig, dict]:
     options = {name: getattr(args, name) for name in defaults if hasattr(args, name)}
     options |= {name: defaults[name] for name in ("log_every", "checkpoint_every") if options[name] is None}
     size = args.size or default_size(args.data)
-    autoencoder = load_autoencoder(args.autoencoder) if args.autoencoder and not args.start else None
+    autoencoder = pretrained.load_autoencoder(args.autoencoder) if args.autoencoder and not args.start else None
     network = args.network or default_network(args.data, args.condition, args.objective, autoencoder)
+    if autoencoder:
+        network = for_latents(network, autoencoder)
     if args.sigma_data is None:
         del options["sigma_data"]
     run = {name: getattr(args, name, None) for name in KEPT} | {"size": size}
-    if args.autoencoder and args.autoencoder not in pretrained.names():
-        run["autoencoder"] = str(Path(args.autoencoder).resolve())  # a run may be resumed from elsewhere
     if args.start:
         own = ("network", "size", "sigma_data", "autoencoder") + ("condition",) * (args.condition != "caption")
         own = [name for name in own if getattr(args, name)]
+        if own == ["autoencoder"] and not pretrained.autoencoder_of(args.start):
+            raise ValueError(f"{args.start} draws pixels and cannot learn latents: leave --start or --autoencoder out")
         own += [name for name in pretrained.NEEDED if name != "network" and options[name] != defaults[name]]
         if own:
             raise ValueError(f"--start brings its own {own[0]}: leave --{own[0].replace('_', '-')} out")
@@ -207,18 +212,17 @@ def configure(args: argparse.Namespace) -> tuple[TrainConfig, dict]:
     return TrainConfig(**options), run
 
 
-def load_autoencoder(weights: str) -> Autoencoder:
-    """Raises a ValueError for weights of something else."""
-    net = pretrained.load(weights).net
-    if not isinstance(net, Autoencoder):
-        raise ValueError(f"{weights} is no autoencoder: train one with --objective autoencoder")
-    return net
-
-
-def write_run(out: Path, config: TrainConfig, run: dict) -> None:
-    """What `--resume` needs beside the checkpoint."""
-    text = json.dumps({**run, "config": asdict(config)}, indent=2) + "\n"
+def write_run(out: Path, config: TrainConfig, run: dict) -> dict:
+    """What `--resume` needs beside the checkpoint; an autoencoder that does not ship with the package
+    is copied there, so that the folder is complete.  Returns `run` with the autoencoder's new place."""
+    inside, written = str(out / OWN_AUTOENCODER), dict(run)
+    if run["autoencoder"] not in (None, *pretrained.names()):
+        if run["autoencoder"] != inside:
+            pretrained.copy(run["autoencoder"], inside)
+        written["autoencoder"], run = OWN_AUTOENCODER, {**run, "autoencoder": inside}
+    text = json.dumps({**written, "config": asdict(config)}, indent=2) + "\n"
     write_atomically(out / "run.json", lambda path: path.write_text(text))
+    return run
 
 
 def scaled(autoencoder: Autoencoder, pictures: Tensor, about: Callable[[], dict]) -> dict:
@@ -242,7 +246,7 @@ def main(arguments: list[str] | None = None) -> None:
     data, size = run["data"], run["size"]
     pictures, held_out, description = load_data(data, size, run["condition"])
     cond, described = load_cond(data, size, run["condition"], config.network) if run["condition"] else (None, {})
-    autoencoder = load_autoencoder(run["autoencoder"]) if run["autoencoder"] else None
+    autoencoder = pretrained.load_autoencoder(run["autoencoder"]) if run["autoencoder"] else None
     if autoencoder:
         pictures, cond = as_latents(autoencoder, pictures, cond, mirrors(data, run["condition"]))
         held_out, _ = as_latents(autoencoder, held_out)
@@ -259,7 +263,7 @@ def main(arguments: list[str] | None = None) -> None:
         if not is_main:
             continue
         if bar is None:
-            write_run(args.out, config, run)
+            run = write_run(args.out, config, run)
             bar = tqdm(total=100, unit="%", bar_format="{l_bar}{bar}| {elapsed}<{remaining} {postfix}")
         bar.n = round(100 * config.progress(record.step, record.seconds), 2)
         bar.set_postfix_str(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from diffusion_utils import features, networks, pretrained
+from diffusion_utils import features, networks, presets, pretrained
 from diffusion_utils import train as train_command
 from diffusion_utils.data import stanford_cars, toy_cars
 from diffusion_utils.prediction import Denoiser
@@ -27,8 +27,8 @@ def module(name):
     return loaded
 
 
-peers, curve, drawing_speed, guidance, recipe, prompts = map(
-    module, ("peers", "curve", "drawing_speed", "guidance", "recipe", "prompts")
+peers, curve, drawing_speed, guidance, recipe, prompts, latent = map(
+    module, ("peers", "curve", "drawing_speed", "guidance", "recipe", "prompts", "latent")
 )
 TINY = {"name": "resnet", "channels": [8], "stem": 4, "embedding_dim": 8, "cond_dim": 9}
 KINDS = dict.fromkeys(stanford_cars.BODY_TYPES, 1 / 9)
@@ -311,7 +311,7 @@ def test_ways_of_drawing_are_timed_beside_each_other(tmp_path, monkeypatch, caps
 
 def test_the_preset_is_what_the_peers_are_compared_with():
     assert networks.count_parameters(peers.ours(64)) == networks.count_parameters(
-        networks.build(**train_command.CARS_1M)
+        networks.build(**presets.CARS_1M)
     )
 
 
@@ -355,13 +355,14 @@ class Blind:
         return torch.zeros(len(images), 4, dtype=torch.int64)
 
 
-def text_weights(path, data):
-    """Untrained ones, that take prompts, for 16×16 pictures."""
+def text_weights(path, data, autoencoder=None):
+    """Untrained ones, that take prompts, for 16×16 pictures or an autoencoder's latents of them."""
+    channels = {} if autoencoder is None else {"picture_channels": 2}
     network = {"name": "text_to_image", "words": ["a", "red", "van"], "length": 3, "text_dim": 8, "text_depth": 1,
-               "net": {"name": "resnet", "channels": [8, 8], "attention": [2], "embedding_dim": 8}}  # fmt: skip
+               "net": {"name": "resnet", "channels": [8, 8], "attention": [2], "embedding_dim": 8, **channels}}  # fmt: skip
     about = {"network": network, "prediction_type": "sample", "schedule": "cosine", "num_train_timesteps": 100,
              "zero_terminal_snr": False, "size": 16, "prompts": ["a red van"], "data": data, "images_seen": 7,
-             "seconds": 1}  # fmt: skip
+             "seconds": 1, "macs": 1, "autoencoder": autoencoder}  # fmt: skip
     denoiser = Denoiser(networks.build(**network), make_schedule("cosine", 100), "sample")
     pretrained.save(path, denoiser, about)
     return str(path)
@@ -386,12 +387,17 @@ def test_prompt_accuracy_is_measured_once_for_every_way(tmp_path, monkeypatch, c
     assert "w = 1" in capsys.readouterr().out
 
 
-def test_prompts_of_photographs_are_judged_by_pixels_and_features(tmp_path, monkeypatch):
-    images = toy_cars.load(40, 16).images
+@pytest.fixture
+def cars(monkeypatch):
+    """Forty toy cars with names and classes of photographs."""
     classes = ["Ford F-150 Regular Cab 2007", "Audi TT RS Coupe 2012"]
     names = [f"{i:05d}.jpg" for i in range(40)]
-    cars = stanford_cars.CarPictures(images, names, torch.arange(40) % 2, classes, [])
-    monkeypatch.setattr(prompts.stanford_cars, "load", lambda size: cars)
+    photos = stanford_cars.CarPictures(toy_cars.load(40, 16).images, names, torch.arange(40) % 2, classes, [])
+    monkeypatch.setattr(prompts.stanford_cars, "load", lambda size: photos)
+    return photos
+
+
+def test_prompts_of_photographs_are_judged_by_pixels_and_features(tmp_path, cars, monkeypatch):
     asked = []
     monkeypatch.setattr(prompts, "draw", lambda weights, texts, how, size: asked.append(texts) or cars.part(True).images)
     weights = text_weights(tmp_path / "photos.safetensors", "Stanford Cars")
@@ -411,3 +417,34 @@ def test_what_prompts_cannot_measure_is_said(tmp_path, arguments, message):
     with pytest.raises(ValueError, match=message):
         prompts.main([*arguments, "--results", str(tmp_path)])
     assert not list(tmp_path.iterdir())
+
+
+def test_latents_are_measured_beside_pixels(tmp_path, cars, capsys):
+    about = {"network": {"name": "autoencoder", "channels": [8, 8], "latent_channels": 2}, "prediction_type": "sample",
+             "schedule": "cosine", "num_train_timesteps": 100, "zero_terminal_snr": False, "size": 16, "seconds": 30, "images_seen": 9}  # fmt: skip
+    encoder = str(tmp_path / "vae.safetensors")
+    pretrained.save(encoder, Denoiser(networks.build(**about["network"]), make_schedule("cosine", 100), "sample"), about)
+    (tmp_path / "pixels").mkdir()
+    text_weights(tmp_path / "pixels/weights.safetensors", "Stanford Cars")
+    latents = text_weights(tmp_path / "latents.safetensors", "Stanford Cars", autoencoder=encoder)
+    command = [str(tmp_path / "pixels"), latents, "--autoencoders", encoder, "--results", str(tmp_path), "--count", "4",
+               "--only", "not guided", "without middle and caption, w = 3"]  # fmt: skip
+    latent.main(command)
+    latent.main(command)
+    found = json.loads((tmp_path / "latent.json").read_text())
+    assert [(row["weights"], row["way"]) for row in found["networks"]] == [
+        (name, way) for name in ("pixels", "latents") for way in command[-2:]
+    ]
+    first, *_, last = found["networks"]
+    assert last["skip_layers"] == ["net.encoder.2"] and first["skip_layers"] is None
+    assert "latent" not in first and last["latent"] == [2, 4, 4] and last["autoencoders_seconds"] == 30
+    assert last["decoders_macs"] > 0
+    assert last["decoders_parameters"] == networks.count_parameters(pretrained.load(encoder).net.decoder)
+    (lost,) = found["autoencoders"].values()
+    assert lost["latent"] == [2, 4, 4] and lost["counts"]["generated"] == len(cars.part(True).images[:4]) and lost["psnr"] < 30
+    latent.main([*command, "--speed", "--rounds", "1"])
+    speed = json.loads((tmp_path / "latent-speed.json").read_text())["networks"]
+    assert speed["pixels"]["ratio"] == 1 and speed["latents"]["seconds"] > 0
+    for weights, message in ((["stanford-cars-1m"], "takes no prompts"), ([latents, latents], "different names")):
+        with pytest.raises(ValueError, match=message):
+            latent.main([*weights, "--results", str(tmp_path)])

@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion_utils import datasets, pretrained, training
+from diffusion_utils import datasets, presets, pretrained, training
 from diffusion_utils import sample as sample_command
 from diffusion_utils import train as train_command
 from diffusion_utils.data import stanford_cars, to_float, toy_cars
@@ -217,7 +217,7 @@ def test_options_reach_the_configuration(tmp_path):
         "data": "toy_cars", "size": 32, "condition": None, "autoencoder": None, "start": None, "before": None,
         "sample_every": 2000, "snapshot_images": 0,
     }  # fmt: skip
-    assert config.network == train_command.TOY
+    assert config.network == presets.TOY
     expected = {
         "minutes": 3, "steps": None, "prediction_type": "v_prediction", "schedule": "linear",
         "batch_size": 9, "seed": 4, "num_train_timesteps": 50, "weight_decay": 0.5,
@@ -284,9 +284,9 @@ def test_only_stanford_cars_has_body_types(tmp_path, folder):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("data", sorted(train_command.PRESETS))
+@pytest.mark.parametrize("data", sorted(presets.PRESETS))
 def test_the_presets_are_below_a_million_parameters_and_fit_their_size(data):
-    preset = train_command.PRESETS[data]
+    preset = presets.PRESETS[data]
     net = train_command.pretrained.networks.build(**preset["network"])
     assert sum(p.numel() for p in net.parameters()) <= 1_000_000
     size = preset["size"]

@@ -1,7 +1,6 @@
 """The commands around what a network is told: captions, small pictures, latents; trained, resumed, drawn with."""
 
 import json
-import os
 
 import pytest
 import torch
@@ -10,7 +9,7 @@ from PIL import Image
 from diffusion_utils import datasets, pretrained
 from diffusion_utils import sample as sample_command
 from diffusion_utils import train as train_command
-from diffusion_utils.data import stanford_cars, toy_cars
+from diffusion_utils.data import stanford_cars, to_float, toy_cars
 from diffusion_utils.data.stanford_cars import CarPictures
 from diffusion_utils.networks import build, count_parameters
 from diffusion_utils.networks.autoencoder import Autoencoder
@@ -99,20 +98,35 @@ def test_latents_are_learnt_mirrored_pictures_among_them(few, tmp_path):
     assert set(card["held_out_reconstruction"]) == {"psnr", "ssim"}
     autoencoder = pretrained.load(tmp_path / "vae/weights.safetensors").net
     assert autoencoder.scaling_factor != 1
-    network = json.dumps({"name": "resnet", "channels": [8, 8], "picture_channels": 2, "embedding_dim": 8})
+    network = json.dumps({"name": "resnet", "channels": [8, 8], "embedding_dim": 8})
     weights = str(tmp_path / "vae/weights.safetensors")
     out = tmp_path / "latent"
-    train("--autoencoder", weights, "--network", network, "--condition", "body_type", *common, "--out", out)
+    train("--autoencoder", weights, "--network", network, "--condition", "body_type", "--snapshot-images", 16, *common, "--out", out)
     card = pretrained.card(out / "weights.safetensors")
-    assert card["autoencoder"] == os.path.join("..", "vae", "weights.safetensors") and not load_checkpoint(out / "checkpoint.pt")["config"]["flip"]
+    assert card["autoencoder"] == "autoencoder.safetensors" and not load_checkpoint(out / "checkpoint.pt")["config"]["flip"]
+    assert pretrained.card(out / "snapshots/weights_000000016.safetensors")["autoencoder"] == "../autoencoder.safetensors"
+    (tmp_path / "vae").rename(tmp_path / "elsewhere")  # the run has a copy
+    out = out.rename(tmp_path / "moved")
     train("--resume", "--steps", 6, "--out", out)
     sample_command.main(["--weights", str(out / "weights.safetensors"), "--count", "2", "--steps", "2", "--out", str(tmp_path / "a.png")])
     assert Image.open(tmp_path / "a.png").size[1] > 16
-    (tmp_path / "moved").mkdir()
-    for name in ("vae", "latent"):
-        (tmp_path / name).rename(tmp_path / "moved" / name)
-    moved = pretrained.load(tmp_path / "moved/latent/weights.safetensors")
+    moved = pretrained.load(out / "weights.safetensors")
     assert moved.autoencoder.scaling_factor == autoencoder.scaling_factor
+    assert moved.net(torch.zeros(1, 2, 4, 4), torch.zeros(1, dtype=torch.int64), torch.zeros(1, 9)).shape[1] == 2
+    (out / "autoencoder.safetensors").unlink()
+    with pytest.raises(ValueError, match="draws latents of .*, which is missing"):
+        pretrained.load(out / "weights.safetensors")
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_latents_are_those_of_the_pictures_and_of_the_mirrored_ones(mirrored):
+    torch.manual_seed(0)
+    autoencoder, images, cond = Autoencoder((8, 8), 2), toy_cars.load(300, 16).images, torch.arange(300)
+    latents, told = datasets.as_latents(autoencoder, images, cond, mirrored)
+    ways = [images, images.flip(3)] if mirrored else [images]
+    expected = torch.cat([autoencoder.to_latents(to_float(way)) for way in ways])
+    torch.testing.assert_close(latents, expected)
+    assert told.tolist() == cond.tolist() * len(ways)
 
 
 def test_a_prompt_is_drawn_and_what_was_not_understood_is_said(tmp_path, capsys):
@@ -162,7 +176,7 @@ def test_weights_of_latents_bring_their_autoencoder(tmp_path):
 @pytest.mark.parametrize("stem, width", [(2, 64), (4, 80)])
 def test_latents_of_each_size_have_a_network_of_their_own(stem, width):
     autoencoder = Autoencoder((8, 8), 5, stem=stem)
-    network = default_network("stanford_cars", "caption", autoencoder=autoencoder)
+    network = datasets.for_latents(default_network("stanford_cars", "caption", autoencoder=autoencoder), autoencoder)
     assert network["channels"][0] == width and network["picture_channels"] == 5
     net = build(**network)
     x = torch.zeros(1, *autoencoder.latent_shape(64, 64))
@@ -173,7 +187,11 @@ def test_latents_of_each_size_have_a_network_of_their_own(stem, width):
     (["--autoencoder", "toy-cars-resnet"], "is no autoencoder"),
     (["--objective", "autoencoder", "--condition", "low_resolution"], "is told nothing"),
     (["--autoencoder", "x", "--condition", "low_resolution"], "works on pixels"),
-    (["--start", "toy-cars-resnet", "--autoencoder", "x"], "brings its own autoencoder"),
+    (["--start", "toy-cars-resnet", "--autoencoder", "x"], "draws pixels and cannot learn latents"),
+    (["--autoencoder", "stanford-cars-autoencoder-4", "--network", '{"name": "resnet", "picture_channels": 3}'],
+     "latents have 4 channels, not 3"),
+    (["--autoencoder", "stanford-cars-autoencoder-4", "--network", '{"name": "super_resolution"}'], "works on pixels"),
+    (["--objective", "autoencoder", "--kl-weight", "-1"], "kl_weight must be at least 0"),
 ])  # fmt: skip
 def test_what_does_not_go_together_is_said(arguments, message):
     with pytest.raises(ValueError, match=message):

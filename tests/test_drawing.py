@@ -190,3 +190,10 @@ def test_latents_are_drawn_and_decoded(tmp_path):
     assert drawn.shape == (3, 3, 16, 16)
     assert torch.equal(drawn, to_uint8(denoiser.autoencoder.from_latents(latents)))
     assert torch.equal(drawing.draw(Guided(denoiser, time_shift=0), range(3), 16, "ddim", 4), drawn)
+    assert torch.equal(drawing.draw(Guided(denoiser, guide=pretrained.load(weights)), range(3), 16, "ddim", 4), drawn)
+    other = save("other.safetensors", {"name": "autoencoder", "channels": [8, 16], "latent_channels": 2})
+    for guide in (save("pixels.safetensors", tiny), save("others.safetensors", tiny, autoencoder=other)):
+        with pytest.raises(ValueError, match="pixels, or latents of another autoencoder"):
+            Guided(denoiser, guide=pretrained.load(guide), guidance_scale=2)
+    with pytest.raises(ValueError, match="is no autoencoder"):
+        pretrained.load(save("odd.safetensors", tiny, autoencoder=weights))

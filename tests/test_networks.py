@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from diffusion_utils import presets
 from diffusion_utils.networks import build, count_parameters, stages
 from diffusion_utils.networks.blocks import (
     Downsample, PoolDown, ResBlock, SelfAttention, SkipUp, TimestepEmbedding, Upsample, group_norm,
@@ -535,8 +536,6 @@ def test_stages_name_every_part_once_in_order(options, stride):
 
 @pytest.mark.parametrize("preset, stride", [("CARS", 8), ("CARS_1M", 16), ("TOY", 8)])
 def test_the_presets_stay_small(preset, stride):
-    from diffusion_utils import train
-
-    net = build(**getattr(train, preset))
+    net = build(**getattr(presets, preset))
     assert net.stride == stride
     assert count_parameters(net) <= 1_000_000
