@@ -16,15 +16,14 @@ import torch
 from PIL import Image, ImageDraw
 
 from diffusion_utils import drawing, features, pretrained
-from diffusion_utils.data import stanford_cars, to_uint8, toy_cars
+from diffusion_utils.data import stanford_cars, to_float, to_uint8, toy_cars
 from diffusion_utils.data.captions import captions as all_captions
 from diffusion_utils.files import write_atomically
 from diffusion_utils.metrics import nearest
 from diffusion_utils.networks import build, stages
 from diffusion_utils.plotting import network_drawing, points, save_grid, show_grid, strip
-from diffusion_utils.sampling import sample
 from diffusion_utils.presets import CARS
-
+from diffusion_utils.sampling import sample
 
 HEADLINE = "stanford-cars-1m"
 PROMPTS = (
@@ -119,14 +118,28 @@ def captions(out: Path) -> Path:
     return write_figure(show_grid(cars.images[:8], 4, titles=texts), out / "stanford_cars_captions.png")
 
 
-def prompts(out: Path) -> Path:
-    """What `stanford-cars-text` draws for six prompts, seeds 0 … 5."""
-    name, seeds = "stanford-cars-text", range(6)
-    how, rows = drawing.advice(name), []
+def prompts(out: Path, name: str = "stanford-cars-text", file: str = "text_to_image.png") -> Path:
+    """What weights draw for six prompts, seeds 0 … 5."""
+    how, rows, seeds = drawing.advice(name), [], range(6)
     for prompt in PROMPTS:
         rows.append(drawing.draw(drawing.load(name, seeds, prompt), seeds, 64, how["sampler"], how["steps"]))
-    figure = strip(rows, [f"seed {i}" for i in seeds], PROMPTS, width=5.2)
-    return write_figure(figure, out / "text_to_image.png")
+    return write_figure(strip(rows, [f"seed {i}" for i in seeds], PROMPTS, width=5.2), out / file)
+
+
+def latents(out: Path) -> Path:
+    """As `prompts`, by `stanford-cars-latent`."""
+    return prompts(out, "stanford-cars-latent", "latent_diffusion.png")
+
+
+def autoencoders(out: Path) -> Path:
+    """The first eight held-out photographs, and what comes back from two autoencoders."""
+    photos = stanford_cars.load().part(held_out=True).images[:8]
+    rows = [photos]
+    for stride in (4, 8):
+        net = pretrained.load(f"stanford-cars-autoencoder-{stride}").net
+        rows.append(to_uint8(net.from_latents(net.to_latents(to_float(photos)))))
+    figure = strip(rows, [str(i) for i in range(1, 9)], ["photograph", "16×16×4", "8×8×8"])
+    return write_figure(figure, out / "autoencoders.png")
 
 
 def segnet(out: Path) -> Path:
@@ -193,7 +206,7 @@ def peers(out: Path, results: Path = Path("benchmarks/results"), run: str = "pee
 
 FIGURES = {f.__name__: f for f in (
     examples, crops, samples, toy_samples, toy_examples, encoder_decoder, segnet, ladder, nearest_neighbours,
-    learning_curve, peers, captions, prompts,
+    learning_curve, peers, captions, prompts, latents, autoencoders,
 )}  # fmt: skip
 
 

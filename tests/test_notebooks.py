@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from diffusion_utils import evaluation, guidance, metrics, prediction, sampling, schedule, training
-from diffusion_utils.networks import blocks, super_resolution, text
+from diffusion_utils.networks import autoencoder, blocks, super_resolution, text
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -35,9 +35,9 @@ def taught(stem: str) -> dict:
 
 
 def test_the_series_is_complete():
-    assert [path.stem for path in NOTEBOOKS][:6] == [
+    assert [path.stem for path in NOTEBOOKS] == [
         "01_forward_noising", "02_resnet_encoder_decoder", "03_training_on_stanford_cars", "04_sampling",
-        "05_how_small_can_it_be", "06_text_to_image",
+        "05_how_small_can_it_be", "06_text_to_image", "07_latent_diffusion",
     ]
 
 
@@ -234,6 +234,32 @@ def test_taught_words_attention_and_noise_are_the_packages():
     s, level = schedule.cosine(100), torch.tensor([0, 40, 99])
     small, noise = torch.randn(2, 3, 3, 4, 4)
     assert torch.allclose(code["told_of"](small, level, noise, s), super_resolution.low_resolution_cond(small, s, level, noise))
+
+
+def test_taught_autoencoder_is_the_packages():
+    code = taught("07_latent_diffusion")
+    mean, log_variance, noise = torch.randn(3, 2, 4, 3, 3)
+    cloud = autoencoder.Posterior(mean, log_variance)
+    assert torch.equal(code["random_point"](mean, log_variance, noise), cloud.sample(noise))
+    assert torch.allclose(code["divergence"](mean, log_variance), cloud.kl())
+    images, answer = torch.randn(2, 2, 3, 6, 8)
+    ours = code["loss"](answer, images, mean, log_variance, 0.3)
+    assert torch.allclose(ours, autoencoder.autoencoder_loss(lambda images, noise: (answer, cloud), images, noise, 0.3))
+
+
+def test_taught_redrawing_is_the_packages_ddim():
+    code, s, start = taught("07_latent_diffusion"), schedule.cosine(1000), torch.randn(1, 4, 8, 8)
+
+    class Predict:  # stands in for a denoiser
+        schedule = s
+
+        def __call__(self, x, t):
+            return torch.tanh(x * 0.7 + t.reshape(-1, 1, 1, 1) / 500)
+
+    ours = code["redraw"](Predict(), start, 999, steps=10)
+    noisy = s.add_noise(start, sampling.Noise([0], (4, 8, 8))(), torch.tensor([999]))
+    *_, theirs = sampling.ddim(Predict(), s, noisy, steps=10, clamp=False)
+    assert torch.allclose(ours, theirs.x_t, atol=1e-5)
 
 
 @pytest.mark.skipif("CI" in os.environ, reason="the tree is a fresh clone in CI")

@@ -19,10 +19,13 @@ def test_results_are_those_of_the_card(name):
     about = pretrained.card(name)
     results, errors = [line for line in TEXT.splitlines() if line.startswith(f"| `{name}` |")]
     if "held_out_reconstruction" in about:
-        latent = pretrained.load(name).net.latent_shape(about["size"], about["size"])
-        quality = about["held_out_reconstruction"]
-        kept = [f"{latent[1]}×{latent[2]}×{latent[0]}", f"{quality['psnr']:.1f} dB", f"{quality['ssim']:.3f}"]
-        assert [cell.strip() for cell in errors.split("|")[2:5]] == kept
+        row, (channels, height, width) = LATENT["autoencoders"][name], LATENT["autoencoders"][name]["latent"]
+        kid, floor = (f"{1000 * row[part]['kid']:.1f}".replace("-", "−") for part in ("generated", "floor"))
+        kept = [f"{height}×{width}×{channels}", f"{row['psnr']:.1f} dB", f"{row['ssim']:.3f}", kid]
+        assert [cell.strip() for cell in errors.split("|")[2:-1]] == kept
+        assert f"photographs as they are score {floor}" in TEXT
+        on_card = about["held_out_reconstruction"]  # of 512 photographs
+        assert row["psnr"] == pytest.approx(on_card["psnr"], abs=0.2) and row["ssim"] == pytest.approx(on_card["ssim"], abs=0.01)
     for number in (f"{about['parameters']:,}", f"{about['images_seen']:,}", f"{about['seconds'] / 60:.0f} min"):
         assert number in results
     assert about["machine"] in results and about["date"] in results
@@ -203,3 +206,42 @@ def test_prompts_are_obeyed_as_the_project_wants_it():
 @pytest.mark.parametrize("name", PROMPTS)
 def test_prompts_were_measured_with_the_weights_that_ship(name):
     assert {row["images_seen"] for row in PROMPTS[name]} == {pretrained.card(name)["images_seen"]}
+
+
+LATENT = json.loads((ROOT / "benchmarks/results/latent.json").read_text())
+LATENT_SPEED = json.loads((ROOT / "benchmarks/results/latent-speed.json").read_text())
+SPACES = {"pixels": "pixels, 64×64×3", "latents-4": "latents, 16×16×4", "latents-8": "latents, 8×8×8"}
+
+
+def test_pixels_and_latents_cost_what_was_measured():
+    assert list(LATENT_SPEED["networks"])[:3] == list(SPACES) and LATENT_SPEED["threads"] == 2
+    for name, beginning in SPACES.items():
+        row, took = next(r for r in LATENT["networks"] if r["weights"] == name), LATENT_SPEED["networks"][name]
+        before, decoder = row.get("autoencoders_seconds", 0), row.get("decoders_macs", 0)
+        assert cells(beginning) == [
+            f"{row['images_seen']:,}", f"{(row['seconds_of_training'] + before) / 60:.0f}", f"{before / 60:.0f}",
+            f"{row['macs'] / 1e6:.0f}", f"{decoder / 1e6:.0f}", f"{took['seconds']:.2f} s", f"{took['ratio']:.2f}",
+        ]  # fmt: skip
+
+
+def test_pixels_and_latents_draw_as_well_as_was_measured():
+    names = {name: beginning.split(", ")[-1] for name, beginning in SPACES.items()} | {
+        "pixels": "pixels", "stanford-cars-latent": "`stanford-cars-latent`"}  # fmt: skip
+    assert {row["weights"] for row in LATENT["networks"]} == set(names)
+    for row in LATENT["networks"]:
+        scores = row["generated"]
+        assert row["count"] == 748 and scores["copies_in_pixels"] == scores["copies_in_features"] == 0
+        assert cells(f"{names[row['weights']]}, {row['way']}") == [
+            f"{1000 * scores['kid']:.0f}", f"{scores['precision']:.3f}", f"{scores['recall']:.3f}",
+            f"{row['vivid colour']:.2f}", f"{row['body']:.2f}",
+        ]  # fmt: skip
+
+
+def test_latents_were_measured_with_the_weights_that_ship():
+    card = pretrained.card("stanford-cars-latent")
+    rows = [row for row in LATENT["networks"] if row["weights"] == "stanford-cars-latent"]
+    assert {row["images_seen"] for row in rows} == {card["images_seen"]}
+    best = min(rows, key=lambda row: row["generated"]["kid"])
+    advised = drawing.advice("stanford-cars-latent")
+    assert {name: best[name] for name in drawing.DEFAULTS} == {**advised, "skip_layers": best["skip_layers"]}
+    assert set(LATENT["autoencoders"]) == {name for name in pretrained.names() if "autoencoder" in name}
