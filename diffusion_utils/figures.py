@@ -23,7 +23,8 @@ from diffusion_utils.metrics import nearest
 from diffusion_utils.networks import build, stages
 from diffusion_utils.plotting import network_drawing, points, save_grid, show_grid, strip
 from diffusion_utils.presets import CARS
-from diffusion_utils.sampling import sample
+from diffusion_utils.sampling import Noise, sample, trajectory
+from diffusion_utils.schedule import make_schedule
 
 HEADLINE = "stanford-cars-1m"
 PROMPTS = (
@@ -36,8 +37,17 @@ LADDER = [f"cars32-{row}" for row in (
 
 
 def write_figure(figure, path: Path) -> Path:
-    """A matplotlib figure as PNG, the same bytes with every version of matplotlib's writer."""
-    write_atomically(path, lambda file: figure.savefig(file, format="png", metadata={"Software": None}))
+    """A matplotlib figure as PNG or, where the path ends so, SVG; the same bytes whenever it is made.
+
+    SVG has its letters drawn, for readers without the font, and its own white ground, so that it can
+    be read on a dark page, too.
+    """
+    from matplotlib import rc_context
+
+    about = {"Date": None, "Creator": None} if path.suffix == ".svg" else {"Software": None}
+    with rc_context({"svg.hashsalt": path.stem, "svg.fonttype": "path"}):
+        write_atomically(path, lambda file: figure.savefig(
+            file, format=path.suffix[1:], metadata=about, facecolor="white", transparent=False))  # fmt: skip
     return path
 
 
@@ -108,7 +118,7 @@ def toy_examples(out: Path) -> Path:
 
 def encoder_decoder(out: Path) -> Path:
     """The network of notebook 3 as a row of boxes."""
-    return write_figure(network_drawing(stages(build(**CARS))), out / "encoder_decoder.png")
+    return write_figure(network_drawing(stages(build(**CARS))), out / "encoder_decoder.svg")
 
 
 def captions(out: Path) -> Path:
@@ -145,7 +155,33 @@ def autoencoders(out: Path) -> Path:
 def segnet(out: Path) -> Path:
     """SegNet as the ladder of notebook 5 has it, for 32×32 pictures."""
     net = build("segnet", channels=[24, 48, 112], depth=2, embedding_dim=64)
-    return write_figure(network_drawing(stages(net, (3, 32, 32)), (3, 32, 32)), out / "segnet.png")
+    return write_figure(network_drawing(stages(net, (3, 32, 32)), (3, 32, 32)), out / "segnet.svg")
+
+
+def u_net(out: Path) -> Path:
+    """A U-Net of the size of SegNet's drawing, with its skip connections."""
+    net = build("unet", channels=[16, 32, 64], depth=1, embedding_dim=64)
+    return write_figure(network_drawing(stages(net, (3, 32, 32)), (3, 32, 32)), out / "u_net.svg")
+
+
+def forward_process(out: Path) -> Path:
+    """The first three held-out photographs, drowning in noise by the cosine schedule."""
+    photos, schedule = to_float(stanford_cars.load().part(held_out=True).images[:3]), make_schedule("cosine", 1000)
+    noise = Noise(range(3), (3, 64, 64))()
+    times = (0, 100, 200, 400, 600, 800, 999)
+    rows = torch.stack([schedule.add_noise(photos, noise, t) for t in times], dim=1)
+    return write_figure(strip(list(rows), [f"t = {t}" for t in times], width=6), out / "forward_process.png")
+
+
+def reverse_process(out: Path) -> Path:
+    """Two cars on their way from noise, seeds 0 and 1: above what the sampler has, below the guess."""
+    how, seeds = drawing.advice(HEADLINE), range(2)
+    steps = list(trajectory(drawing.load(HEADLINE, seeds), seeds, (3, 64, 64), how["sampler"], how["steps"]))
+    some = [steps[i] for i in (0, 4, 8, 12, 16, 18, 20)]
+    rows = [torch.stack([getattr(step, what)[i] for step in some]) for i in seeds for what in ("x_t", "x0")]
+    labels = [f"seed {i}, {what}" for i in seeds for what in ("x_t", "x̂₀")]
+    times = [f"t = {step.t}" if step.t >= 0 else "finished" for step in some]
+    return write_figure(strip(rows, times, labels, width=6), out / "reverse_process.png")
 
 
 def ladder(out: Path) -> Path:
@@ -185,7 +221,9 @@ def learning_curve(out: Path, results: Path = Path("benchmarks/results")) -> Pat
     lines = {name: line for name, line in lines.items() if len(line) > 1}
     if not lines:
         raise FileNotFoundError(f"{results} holds no two snapshots to compare: run benchmarks/curve.py on a training")
-    return write_figure(points(lines, "million pictures seen", "KID × 1000"), out / "learning_curve.png")
+    figure = points(lines, "million pictures seen", "KID × 1000")
+    figure.axes[0].legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)  # above, where no line is
+    return write_figure(figure, out / "learning_curve.svg")
 
 
 def peers(out: Path, results: Path = Path("benchmarks/results"), run: str = "peers-32-cpu") -> Path:
@@ -206,7 +244,7 @@ def peers(out: Path, results: Path = Path("benchmarks/results"), run: str = "pee
 
 FIGURES = {f.__name__: f for f in (
     examples, crops, samples, toy_samples, toy_examples, encoder_decoder, segnet, ladder, nearest_neighbours,
-    learning_curve, peers, captions, prompts, latents, autoencoders,
+    learning_curve, peers, captions, prompts, latents, autoencoders, u_net, forward_process, reverse_process,
 )}  # fmt: skip
 
 

@@ -1,6 +1,8 @@
 """The figures made from measurements show what was measured, and say what is missing."""
 
 import json
+from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -26,8 +28,8 @@ def test_the_learning_curve_has_a_line_per_way_of_drawing(tmp_path, monkeypatch)
     drawn = []
     points = figures.points
     monkeypatch.setattr(figures, "points", lambda *given: drawn.append(given[0]) or points(*given))
-    assert figures.learning_curve(tmp_path, tmp_path) == tmp_path / "learning_curve.png"
-    assert (tmp_path / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+    assert figures.learning_curve(tmp_path, tmp_path) == tmp_path / "learning_curve.svg"
+    assert "</svg>" in (tmp_path / "learning_curve.svg").read_text()
     assert drawn == [{  # a shift with one point only is no curve; other ways of drawing are another matter
         "no time shift": [(0.25, 400, ""), (1, 300, "")],
         "time shift 30": [(0.25, 300, ""), (2, 200, "")],
@@ -53,3 +55,29 @@ def test_without_measurements_there_is_no_learning_curve(tmp_path):
     with pytest.raises(FileNotFoundError, match="run benchmarks/curve.py"):
         figures.learning_curve(tmp_path, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_drawings_are_vectors_on_white_and_the_same_every_time(tmp_path):
+    for draw in (figures.encoder_decoder, figures.segnet, figures.u_net):
+        first, again = (draw(tmp_path / name) for name in ("a", "b"))
+        assert first.suffix == ".svg" and first.read_bytes() == again.read_bytes()
+        root = ElementTree.parse(first).getroot()
+        assert root.tag.endswith("svg") and "<image" not in first.read_text() and "fill: #ffffff" in first.read_text()
+
+
+def test_a_car_comes_out_of_noise(tmp_path, monkeypatch):
+    given, strip = [], figures.strip
+    monkeypatch.setattr(figures, "strip", lambda *args, **more: given.append(args) or strip(*args, **more))
+    figures.reverse_process(tmp_path)
+    ((rows, times, labels),) = given
+    assert len(rows) == len(labels) == 4 and times[-1] == "finished" and times[0] == "t = 999"
+    assert rows[0][0].std() > 0.9 and torch.equal(rows[0][-1], rows[1][-1])  # from noise; the end is the last guess
+
+
+def test_every_figure_of_images_is_made_by_a_command_and_small():
+    folder = Path(figures.__file__).parents[1] / "images"
+    source = Path(figures.__file__).read_text()
+    files = [path for path in folder.iterdir() if path.stem != "peers-32-cpu"]  # named by its benchmark's run
+    assert len(files) > 12
+    for path in files:
+        assert f'"{path.name}"' in source and path.stat().st_size <= 500_000, path
