@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from diffusion_utils import features, networks, presets, pretrained
-from diffusion_utils import train as train_command
 from diffusion_utils.data import stanford_cars, toy_cars
 from diffusion_utils.prediction import Denoiser
 from diffusion_utils.schedule import make_schedule
