@@ -129,7 +129,7 @@ class TextEncoder(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        start = self.embed_start.expand(len(ids), -1, -1)
+        start = self.embed_start.expand(ids.shape[0], -1, -1)  # len would be fixed when the network is exported
         x = torch.cat([start, self.embed_words(ids)], dim=1) + self.embed_places
         mask = F.pad(ids != NOTHING, (1, 0), value=True)
         for block in self.blocks:

@@ -1,0 +1,368 @@
+"""The page that draws cars in the browser: its networks against PyTorch, and the page itself in Chromium."""
+
+import base64
+import contextlib
+import functools
+import http.server
+import json
+import re
+import shutil
+import sys
+import threading
+import time
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from diffusion_utils import drawing, pretrained, sampling
+from diffusion_utils.data import to_float
+from diffusion_utils.networks.text import Tokenizer
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+CARS, TEXT = "stanford-cars-1m", "stanford-cars-text"
+sys.path.append(str(Path(__file__).parent))
+from browsers import chromium, missing
+
+onnxruntime = pytest.importorskip("onnxruntime", reason="the page's networks need: pip install onnxruntime onnx onnxscript")
+pytest.importorskip("onnxscript", reason="the page's networks need: pip install onnxruntime onnx onnxscript")
+from diffusion_utils import export
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """A folder as docs/build.py makes it, without the book; the runtime is linked where it has been fetched."""
+    folder = tmp_path_factory.mktemp("site")
+    for path in DOCS.glob("*"):
+        if path.suffix in (".html", ".css", ".js", ".svg"):
+            shutil.copy(path, folder)
+    if (DOCS / "vendor").is_dir():
+        (folder / "vendor").symlink_to(DOCS / "vendor")
+    for name in (CARS, TEXT):
+        export.export(name, folder / "models")
+    return folder
+
+
+@contextlib.contextmanager
+def served(folder):
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *arguments):
+            pass
+
+    class Server(http.server.ThreadingHTTPServer):
+        def handle_error(self, request, client_address):
+            pass  # a page that is closed hangs up in the middle of a file
+
+    server = Server(("127.0.0.1", 0), functools.partial(Quiet, directory=folder))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def address(site):
+    with served(site) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if why := missing():
+        pytest.skip(why)
+    if not (DOCS / "vendor").is_dir():
+        pytest.skip("the page's ONNX runtime for browsers is missing; to fetch it: python docs/build.py vendor")
+    with chromium() as started:
+        yield started
+
+
+# What workers answer, kept for the test: the page itself paints it scaled.
+RECORD = """
+window.answers = [];
+window.Worker = class extends Worker {
+  constructor(...all) { super(...all); this.addEventListener("message", ({data}) => answers.push(data)); }
+};
+"""
+
+
+@pytest.fixture(scope="module")
+def opened(browser, address):
+    """The page, loaded once for all tests (each load draws sixteen cars), and the errors in it so far."""
+    page, errors = browser.new_context(viewport={"width": 1200, "height": 900}).new_page(), []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.add_init_script(RECORD)
+    page.started = time.perf_counter()
+    page.goto(address + "?backend=wasm")
+    wait_until_drawn(page)
+    page.seconds = time.perf_counter() - page.started
+    yield page, errors
+    page.context.close()
+
+
+@pytest.fixture
+def page(opened):
+    """The page as an earlier test left it; any error in it fails the test."""
+    page, errors = opened
+    yield page
+    assert errors == []
+
+
+def ask(page, model=CARS, kind="", prompt=None, count="4", seed=0, scale=None, steps=20):
+    """Fill in the form by what it shows, and draw."""
+    page.check(f"input[value={model}]")
+    if model == CARS:
+        page.select_option("#kind", kind)
+    else:
+        page.fill("#prompt", prompt)
+    page.select_option("#count", count)
+    page.fill("#seed", str(seed))
+    for slider, value in (("scale", scale or 3), ("steps", steps)):
+        page.fill(f"#{slider}", str(value))
+    page.keyboard.press("Enter")
+    page.wait_for_function("document.getElementById('again').disabled")
+    wait_until_drawn(page)
+
+
+def wait_until_drawn(page):
+    said = "document.getElementById('status').textContent"
+    page.wait_for_function(f"/Nothing is picked|did not work/.test({said})", timeout=120_000)
+    assert "Nothing is picked" in page.inner_text("#status"), page.inner_text("#status")
+
+
+def drawn(page, step=-1):
+    """The pictures of the latest drawing, uint8 (N, 3, 64, 64), and their guesses, after a step."""
+    parts = page.evaluate(
+        """step => {
+            const latest = Math.max(...answers.map(a => a.drawing)), mine = answers.filter(a => a.drawing === latest);
+            const last = step < 0 ? Math.max(...mine.map(a => a.step)) : step;
+            const text = bytes => btoa(Array.from(bytes, b => String.fromCharCode(b)).join(""));
+            return mine.filter(a => a.step === last).sort((a, b) => a.first - b.first).map(a => [text(a.noisy), text(a.guess)]);
+        }""",
+        step,
+    )
+    noisy, guess = (b"".join(map(base64.b64decode, kind)) for kind in zip(*parts))
+    return tuple(torch.frombuffer(bytearray(raw), dtype=torch.uint8).reshape(-1, 3, 64, 64) for raw in (noisy, guess))
+
+
+def furthest(first, second):
+    return int((first.int() - second.int()).abs().max())
+
+
+# ---- the networks
+
+
+@pytest.mark.parametrize("name", [CARS, TEXT])
+def test_the_exported_network_guesses_what_the_package_guesses(site, name):
+    session = onnxruntime.InferenceSession(site / "models" / f"{name}.onnx", providers=["CPUExecutionProvider"])
+    generator = torch.Generator().manual_seed(0)
+    for count, t, scale in ((1, 0, 3.0), (3, 499, 1.0), (2, 975, 6.0), (2, 999, 3.0)):
+        how = {**drawing.advice(name), "guidance_scale": scale}
+        guided = drawing.load(name, range(count), how=how)
+        x, t = torch.randn(count, 3, 64, 64, generator=generator), torch.full((count,), t)
+        given = {"x_t": x.numpy(), "t": t.numpy(), "cond": guided.cond.numpy(), "guidance_scale": np.array(scale, np.float32)}
+        with torch.no_grad():
+            expected = guided(x, t).numpy()
+        assert np.abs(session.run(None, given)[0] - expected).max() < 1e-4
+
+
+def test_told_nothing_it_guesses_what_the_untold_network_guesses(site):
+    session = onnxruntime.InferenceSession(site / "models" / f"{TEXT}.onnx", providers=["CPUExecutionProvider"])
+    guided = drawing.load(TEXT, range(2), "")
+    assert not guided.cond.any()
+    x, t = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1)), torch.full((2,), 700)
+    given = {"x_t": x.numpy(), "t": t.numpy(), "cond": guided.cond.numpy(), "guidance_scale": np.array(3, np.float32)}
+    with torch.no_grad():
+        assert np.abs(session.run(None, given)[0] - guided(x, t).numpy()).max() < 1e-4
+
+
+@pytest.mark.parametrize("name", [CARS, TEXT])
+def test_the_files_are_small_and_name_no_machine(site, name):
+    graph = (site / "models" / f"{name}.onnx").read_bytes()
+    assert len(graph) < 2.2 * pretrained.card(name)["parameters"] + 200_000 < 4e6  # half precision, each number once
+    assert not re.search(rb"diffusion_utils|site-packages|/home/|/root/", graph)
+
+
+def test_the_description_has_what_the_card_has(site):
+    for name in (CARS, TEXT):
+        about, card = json.loads((site / "models" / f"{name}.json").read_text()), pretrained.card(name)
+        assert about["alphas_cumprod"] == pretrained.load(name).schedule.alphas_cumprod.tolist()
+        assert about["parameters"] == card["parameters"] and "non-commercial" in about["licence"]
+        assert {key: about[key] for key in ("sampler", "steps", "guidance_scale")} == {
+            key: drawing.advice(name)[key] for key in ("sampler", "steps", "guidance_scale")
+        }
+        assert about.get("words") == card["network"].get("words")
+    chosen = json.loads((site / "models" / f"{CARS}.json").read_text())["chosen"]
+    told = drawing.load(CARS, [0, 5, export.SEEDS - 1]).cond
+    assert [chosen[seed] for seed in (0, 5, export.SEEDS - 1)] == told.argmax(1).tolist()
+
+
+@pytest.mark.parametrize("name, said", [
+    ("stanford-cars-resnet", "takes no condition"), ("stanford-cars-latent", "draws latents"), ("nothing", "no weights named"),
+])  # fmt: skip
+def test_export_refuses_what_it_cannot_do_and_writes_nothing(tmp_path, name, said):
+    with pytest.raises((ValueError, FileNotFoundError), match=said):
+        export.export(name, tmp_path / "models")
+    assert not (tmp_path / "models").exists()
+
+
+# ---- the page in Chromium
+
+
+def test_sixteen_cars_are_those_that_python_draws(page, record_property):
+    record_property("seconds from a cold start to sixteen cars", page.seconds)
+    print(f"\nfrom a cold start to sixteen cars: {page.seconds:.1f} s; the page says: {page.inner_text('#status')}")
+    how = drawing.advice(CARS)
+    expected = drawing.draw(drawing.load(CARS, range(16)), range(16), 64, how["sampler"], how["steps"])
+    assert furthest(drawn(page)[0], expected) <= 2
+    # Another seed is another car: the check above can fail.
+    assert furthest(drawn(page)[0][1:], expected[:-1]) > 50
+
+
+def test_the_page_shows_the_steps_of_pythons_walk(page):
+    ask(page, seed=3)
+    walk = list(sampling.trajectory(drawing.load(CARS, range(3, 7)), range(3, 7), steps=20))
+    for step in (0, 7, 20):
+        noisy, guess = drawn(page, step)
+        assert furthest(noisy, drawing.to_uint8(walk[step].x_t)) <= 2
+        assert furthest(guess, drawing.to_uint8(walk[step].x0)) <= 2
+    # The slider looks back, by keyboard; what it shows is the frame of that step.
+    before = canvas(page, "grid")
+    page.focus("#step")
+    page.keyboard.press("Home")
+    assert page.inner_text("#step-value") == "0 of 20, t = 999"
+    assert np.abs(mean_colours(canvas(page, "grid"), 4) - drawn(page, 0)[1].float().mean((2, 3)).numpy()).max() < 4
+    page.keyboard.press("ArrowRight")
+    assert page.inner_text("#step-value").startswith("1 of 20")
+    page.check("#noisy")
+    assert np.abs(mean_colours(canvas(page, "grid"), 4) - drawn(page, 1)[0].float().mean((2, 3)).numpy()).max() < 4
+    page.uncheck("#noisy")
+    page.keyboard.press("Shift+Tab")
+    page.keyboard.press("End")
+    assert np.array_equal(canvas(page, "grid"), before)
+
+
+def canvas(page, which):
+    """What a canvas shows, uint8 (height, width, 3)."""
+    raw, width, height = page.evaluate(
+        """id => { const c = document.getElementById(id), d = c.getContext("2d").getImageData(0, 0, c.width, c.height).data;
+                   return [btoa(Array.from(d, b => String.fromCharCode(b)).join("")), c.width, c.height]; }""",
+        which,
+    )
+    return np.frombuffer(base64.b64decode(raw), np.uint8).reshape(height, width, 4)[..., :3]
+
+
+def mean_colours(grid, count):
+    """The mean colour of each of `count` cells, four in a row: (count, 3)."""
+    cells = [grid[66 * (i // 4) :, 87 * (i % 4) :][:64, :85] for i in range(count)]
+    return np.array([cell.reshape(-1, 3).mean(0) for cell in cells])
+
+
+def test_a_prompt_draws_what_python_draws_for_it(page):
+    prompt = "A shiny red 2012 BMW convertible!"
+    ask(page, TEXT, prompt=prompt, seed=7, count="4")
+    assert page.is_visible("#prompt") and not page.is_visible("#kind")
+    assert page.inner_text("#remark") == Tokenizer(**words()).remark(prompt) == "Not learnt, so left out: shiny."
+    how = drawing.advice(TEXT)
+    expected = drawing.draw(drawing.load(TEXT, range(7, 11), prompt), range(7, 11), 64, how["sampler"], how["steps"])
+    assert furthest(drawn(page)[0], expected) <= 2
+
+
+def words():
+    network = pretrained.card(TEXT)["network"]
+    return {"words": network["words"], "length": network["length"]}
+
+
+def test_kind_guidance_and_steps_do_what_they_say(page):
+    ask(page, kind="pickup", count="1", scale=2.5, steps=7)
+    assert page.is_visible("#kind") and not page.is_visible("#prompt")
+    assert page.inner_text("#scale-value") == "2.5" and page.inner_text("#steps-value") == "7"
+    how = {**drawing.advice(CARS), "guidance_scale": 2.5}
+    expected = drawing.draw(drawing.load(CARS, [0], "pickup", how), [0], 64, how["sampler"], 7)
+    assert furthest(drawn(page)[0], expected) <= 2
+
+
+def test_the_noise_slider_puts_the_schedules_noise_on_the_cars(page):
+    ask(page)
+    page.focus("#t")
+    page.keyboard.press("Home")
+    for _ in range(3):
+        page.keyboard.press("ArrowRight")
+    schedule = pretrained.load(CARS).schedule
+    assert page.inner_text("#t-value").startswith("t = 3 · signal-to-noise ratio")
+    assert f"√ᾱ = {schedule.alphas_cumprod[3].sqrt():.3f}" in page.inner_text("#t-value")
+    page.keyboard.press("End")
+    assert "√ᾱ = 0.000" in page.inner_text("#t-value")
+    cars = to_float(drawn(page)[0][:4])
+    noise = sampling.Noise(range(1_000_000, 1_000_004), (3, 64, 64))()
+    shown = mean_colours(canvas(page, "drowned"), 4)
+    assert np.abs(shown - drawing.to_uint8(schedule.add_noise(cars, noise, 999)).float().mean((2, 3)).numpy()).max() < 4
+
+    # With little noise the same cars come back, with much others.
+    page.evaluate("t => { const s = document.getElementById('t'); s.value = t; s.dispatchEvent(new Event('input')); }", 250)
+    page.click("#again")
+    page.wait_for_function("document.getElementById('again').disabled")
+    wait_until_drawn(page)
+    again = to_float(drawn(page)[0][:4])
+    assert (again - cars).pow(2).mean() < 0.25 * (cars.roll(1, 0) - cars).pow(2).mean()
+
+
+def test_noise_timesteps_and_words_are_those_of_the_package(page):
+    for seed in (0, 1, 9_984, 1_000_003):
+        ours = torch.tensor(page.evaluate("seed => import('./draw.js').then(d => Array.from(d.randn(12288, seed)))", seed))
+        assert (ours - sampling.Noise([seed], (12288,))()[0]).abs().max() < 1e-5
+    for steps in range(1, 1001, 37):
+        assert page.evaluate("n => import('./draw.js').then(d => d.timesteps(1000, n))", steps) == sampling.timesteps(1000, steps)
+    tokenizer = Tokenizer(**words())
+    for text in ("a red 2012 BMW convertible", "", "Rolls-Royce_Ghost, été", "red " * 30, "zebra zebra"):
+        asked = "([text, words, length]) => import('./draw.js').then(d => [d.encode(text, words, length), d.remark(text, words, length)])"
+        assert page.evaluate(asked, [text, *words().values()]) == [tokenizer.encode([text])[0].tolist(), tokenizer.remark(text)]
+
+
+def test_it_fits_a_phone_and_every_control_has_a_name(page):
+    page.set_viewport_size({"width": 375, "height": 700})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 375
+    page.set_viewport_size({"width": 1200, "height": 900})
+    nameless = page.evaluate(
+        """[...document.querySelectorAll("input, select, button, canvas, progress")].filter(
+            e => !(e.labels?.length || e.ariaLabel || e.textContent.trim())).map(e => e.id)"""
+    )
+    assert nameless == []
+    assert "drawn from noise" in page.get_attribute("#grid", "aria-label")
+
+
+def test_it_opens_and_draws_without_network_once_it_has_been_loaded(page):
+    page.evaluate("navigator.serviceWorker.ready")
+    page.wait_for_function("caches.open('cars').then(c => c.keys()).then(all => all.length >= 13)")
+    page.context.set_offline(True)
+    page.reload()
+    wait_until_drawn(page)
+    page.context.set_offline(False)
+
+
+def test_a_missing_network_is_one_clear_sentence(browser, site, tmp_path):
+    for path in site.glob("*.*"):
+        shutil.copy(path, tmp_path)
+    with served(tmp_path) as address:
+        page = browser.new_page()
+        page.goto(address)
+        page.wait_for_function("/python docs.build.py/.test(document.getElementById('status').textContent)")
+        page.close()
+
+
+def test_the_page_links_to_every_notebook_where_the_project_lives():
+    repository = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
+    colab = repository.replace("https://github.com", "https://colab.research.google.com/github")
+    text = (DOCS / "index.html").read_text()
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        for link in (f"book/{path.stem}.html", f"{colab}/blob/main/notebooks/{path.name}", f"{repository}/blob/main/notebooks/{path.name}"):
+            assert f'"{link}"' in text
+    assert set(re.findall(r"https://[^\"<]*", text)) <= {repository} | set(re.findall(rf"(?:{re.escape(repository)}|{re.escape(colab)})/[^\"]*", text))
+
+
+def test_no_page_loads_anything_from_elsewhere():
+    for path in (*DOCS.glob("*.js"), DOCS / "style.css"):
+        assert not re.findall(r"https?://", path.read_text()), path.name
