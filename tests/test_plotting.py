@@ -405,3 +405,26 @@ def test_the_command_line_need_not_wait_for_matplotlib(monkeypatch):
     fresh = importlib.import_module("diffusion_utils.plotting")
     monkeypatch.setattr("diffusion_utils.plotting", plotting)
     assert fresh.picture_grid(plain(RED)).shape == (16, 21, 3)
+
+
+def test_every_figure_says_what_it_shows_and_jupyter_stores_that_beside_the_picture():
+    from IPython.core.interactiveshell import InteractiveShell
+    from matplotlib_inline.backend_inline import configure_inline_support
+
+    shell = InteractiveShell.instance()
+    configure_inline_support(shell, "module://matplotlib_inline.backend_inline")
+    pictures = torch.zeros(4, 3, 8, 8)
+    figures = {
+        "4 pictures, 2 in a row: a, b, c and d": plotting.show_grid(pictures, 2, titles=list("abcd")),
+        "4 pictures, 4 in a row, cars": plotting.show_grid(pictures, title="cars"),
+        "2 rows of pictures: x_t and x̂₀; from left to right t = 0 and t = 1": plotting.strip(
+            [pictures[:2], pictures[2:]], ["t = 0", "t = 1"], ["x_t", "x̂₀"]
+        ),
+        "Pictures in 1 row; from left to right 0, 1, 2, … and 9": plotting.strip([torch.zeros(10, 3, 8, 8)], range(10)),
+        "Chart of loss against step, a title: ours": plotting.curves([1, 2], {"ours": [1, 2]}, "step", "loss", title="a title"),
+        "KID of 2 rows, as dots: a and b": plotting.dots({"a": [1], "b": [2]}, "KID"),
+    }
+    for text, figure in figures.items():
+        data, metadata = shell.display_formatter.format(figure)
+        assert figure.alt == text and metadata["image/png"]["alt"] == text
+        assert data["image/png"]

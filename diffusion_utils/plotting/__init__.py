@@ -5,7 +5,8 @@ Pictures are stored squeezed into squares and *shown* at 4:3 (`aspect`), where w
 
 The functions that return a `Figure` need no `plt.show()`: put the call on the last line of a cell,
 or hand the figure to `display`. Each figure is already closed for pyplot, so that Jupyter does not
-draw it a second time and none piles up in memory; `figure.savefig(path)` works as ever. The style
+draw it a second time and none piles up in memory; `figure.savefig(path)` works as ever, and `figure.alt`
+says in words what it shows, which Jupyter stores beside the picture. The style
 applies to these figures alone: importing this module leaves matplotlib's settings untouched.
 """
 

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from diffusion_utils.plotting.style import (
-    COLOURS, FONT_SIZE, WIDTH, line_figure, not_empty, numbers, style,
+    COLOURS, FONT_SIZE, WIDTH, described, line_figure, listed, not_empty, numbers, style,
 )  # fmt: skip
 from diffusion_utils.schedule import Schedule
 
@@ -31,7 +31,7 @@ def schedule_curves(schedules: Mapping[str, Schedule]) -> "Figure":
         panels[1].set(title="signal-to-noise ratio", xlabel="t / T", ylabel="log₁₀ SNR")
         panels[2].set(title="noise added per step", xlabel="t / T", ylabel="β", yscale="log")
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
-    return figure
+    return described(figure, f"Three charts against t / T, for {listed(schedules)}: share of signal left, signal-to-noise ratio, noise added per step")
 
 
 def loss_curves(
@@ -63,7 +63,7 @@ def loss_curves(
                 axes.plot(at, raw, color=line.get_color(), alpha=0.25, linewidth=0.8, zorder=1)
         axes.set(xlabel=xlabels[x], ylabel="loss", yscale="log" if logy else "linear")
         axes.legend()
-    return figure
+    return described(figure, f"Chart of the loss against {xlabels[x]}: {listed(logs)}")
 
 
 def curves(
@@ -99,7 +99,7 @@ def curves(
             axes.set_xticks(x, [f"{value:g}" for value in x])
             axes.set_xticks([], minor=True)
         axes.legend()
-    return figure
+    return described(figure, f"Chart of {ylabel} against {xlabel}{title and ', ' + title}: {listed(lines)}")
 
 
 def points(
@@ -127,7 +127,7 @@ def points(
         if logx:  # the points say themselves where they lie between the powers of ten
             axes.set_xticks([], minor=True)
         axes.legend()
-    return figure
+    return described(figure, f"Points of {ylabel} against {xlabel}: {listed(groups)}")
 
 
 def dots(
@@ -154,7 +154,7 @@ def dots(
         axes.tick_params(labelsize=FONT_SIZE, length=0)
         if floor is not None:
             axes.legend(loc="best")
-    return figure
+    return described(figure, f"{xlabel} of {len(rows)} rows, as dots: {listed(rows)}")
 
 
 def _running_mean(values: Sequence[float], weight: float) -> list[float]:

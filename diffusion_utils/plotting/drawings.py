@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from diffusion_utils.plotting.style import COLOURS, FONT_SIZE, WIDTH, style
+from diffusion_utils.plotting.style import COLOURS, FONT_SIZE, WIDTH, described, style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,7 +49,9 @@ def network_drawing(stages: Sequence, shape: tuple[int, int, int] = (3, 64, 64))
                                       "connectionstyle": "arc3,rad=-0.15"})  # fmt: skip
         axes.set(xlim=(-0.8, x), ylim=(-5.2, 6 if _skips(boxes) else 3.9))
         axes.set_axis_off()
-    return figure
+    shown = ", ".join(f"{'×'.join(map(str, size))}" for _, _, size, _ in boxes)
+    carried = f"; arrows carry features past its middle from {len(_skips(boxes))} places" if _skips(boxes) else ""
+    return described(figure, f"A network as a row of boxes (channels × height × width): {shown}{carried}")
 
 
 def _skips(boxes: Sequence) -> list[tuple[int, int]]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffusion_utils.data import to_uint8
 from diffusion_utils.files import write_atomically
-from diffusion_utils.plotting.style import CHARACTER, DPI, FONT_SIZE, LINE, WIDTH, style
+from diffusion_utils.plotting.style import CHARACTER, DPI, FONT_SIZE, LINE, WIDTH, described, listed, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -84,7 +84,8 @@ def show_grid(
         row, column = divmod(index, columns)
         axes.annotate(text, (x[column], y[row] - half), (0, 4), textcoords="offset points",
                       ha="center", va="bottom", fontsize=FONT_SIZE, color="black")
-    return figure
+    told = f": {listed(titles)}" if lines else ""
+    return described(figure, f"{len(images)} pictures, {columns} in a row{title and f', {title}' or ''}{told}")
 
 
 def strip(
@@ -126,7 +127,8 @@ def strip(
     axes.set_xticks(x, column_labels)
     axes.set_yticks(y if row_labels else [], row_labels)
     axes.tick_params(length=0, pad=4, labelsize=FONT_SIZE, labelcolor="black")
-    return figure
+    down = f"{len(rows)} rows of pictures: {listed(row_labels)}" if row_labels else f"Pictures in {len(rows)} row{'s'[: len(rows) > 1]}"
+    return described(figure, f"{down}; from left to right {listed(column_labels)}{title and f'; {title}' or ''}")
 
 
 def _as_uint8(images: Tensor) -> Tensor:

@@ -47,6 +47,25 @@ def line_figure(panels: int = 1) -> "Iterator[tuple[Figure, list[Axes]]]":
         yield figure, list(axes.flat)
 
 
+def described(figure: "Figure", text: str) -> "Figure":
+    """The same figure with `figure.alt`, what it shows in words, for readers who cannot see it.
+
+    Jupyter stores the text beside the picture, from where a page that is made of the notebook takes it.
+    """
+    figure.alt = text
+    # IPython asks for this first; it adds nothing but the text, and the picture is made as ever.
+    figure._repr_mimebundle_ = lambda include=None, exclude=None: ({}, {"image/png": {"alt": text}})
+    return figure
+
+
+def listed(names) -> str:
+    """Names in a sentence: a, b and c; the first, "…" and the last of many."""
+    names = [" ".join(str(name).split()) for name in names]
+    if len(names) > 8:
+        names = [*names[:3], "…", names[-1]]
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
 def numbers(values) -> np.ndarray:
     return np.array(values.detach().double().cpu().numpy() if isinstance(values, Tensor) else values, float)
 
