@@ -213,8 +213,7 @@ def test_export_refuses_what_it_cannot_do_and_writes_nothing(tmp_path, name, sai
 
 
 def test_sixteen_cars_are_those_that_python_draws(page, record_property):
-    record_property("seconds from a cold start to sixteen cars", page.seconds)
-    print(f"\nfrom a cold start to sixteen cars: {page.seconds:.1f} s; the page says: {page.inner_text('#status')}")
+    record_property("the page, from a cold start to sixteen cars", f"{page.seconds:.1f} s")
     how = drawing.advice(CARS)
     expected = drawing.draw(drawing.load(CARS, range(16)), range(16), 64, how["sampler"], how["steps"])
     assert furthest(drawn(page)[0], expected) <= 2
