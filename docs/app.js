@@ -10,14 +10,20 @@ let current; // the drawing on show: {name, seeds, cond, scale, frames: [{t, noi
 
 // ---- workers
 
-const provider = await choose();
-const workers = Array.from({ length: provider === "webgpu" ? 1 : threads() }, () => {
-  const worker = new Worker("worker.js", { type: "module" });
-  worker.onmessage = ({ data }) => receive(data);
-  worker.onerror = (event) => fail(event.message);
-  worker.postMessage({ provider });
-  return worker;
-});
+let provider, workers;
+start(await choose());
+
+function start(which) {
+  workers?.forEach((worker) => worker.terminate());
+  provider = which;
+  workers = Array.from({ length: provider === "webgpu" ? 1 : threads() }, () => {
+    const worker = new Worker("worker.js", { type: "module" });
+    worker.onmessage = ({ data }) => receive(data);
+    worker.onerror = (event) => receive({ drawing, error: event.message });
+    worker.postMessage({ provider });
+    return worker;
+  });
+}
 
 /** WebGPU where there is a device for it, else WebAssembly; ?backend=wasm has the last word. */
 async function choose() {
@@ -66,7 +72,7 @@ async function draw(from) {
     const cond = conditions(about, seeds);
     const share = Math.ceil(seeds.length / workers.length);
     const parts = workers.map((worker, i) => ({ worker, first: i * share, count: seeds.slice(i * share, (i + 1) * share).length }));
-    current = { name, about, seeds, frames: [], parts: parts.filter((part) => part.count), started: performance.now() };
+    current = { name, about, seeds, from, frames: [], parts: parts.filter((part) => part.count), started: performance.now() };
     lock(true);
     for (const { worker, first, count } of current.parts) {
       const numbers = 3 * SIZE * SIZE;
@@ -84,6 +90,11 @@ async function draw(from) {
 /** A worker has done a step for its share of the cars. */
 function receive({ drawing: whose, error, first, step, steps, t, noisy, guess }) {
   if (whose !== drawing) return;
+  if (error && provider === "webgpu") {
+    console.warn(`WebGPU did not work, so WebAssembly draws: ${error}`);
+    start("wasm");
+    return draw(current.from);
+  }
   if (error) return fail(error);
   const frame = (current.frames[step] ??= {
     t, arrived: 0, noisy: new Uint8ClampedArray(current.seeds.length * 3 * SIZE * SIZE),

@@ -9,6 +9,7 @@ let wanted = 0; // the drawing to work on; an older one stops at its next step
 async function load(name) {
   if (!ort) {
     ort = await import(provider === "webgpu" ? "./vendor/ort.webgpu.min.mjs" : "./vendor/ort.wasm.min.mjs");
+    ort.env.logLevel = "error"; // it would warn that shapes are computed without the GPU
     ort.env.wasm.numThreads = 1;
     ort.env.wasm.wasmPaths = new URL("vendor/", import.meta.url).href;
   }

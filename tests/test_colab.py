@@ -125,6 +125,13 @@ def test_the_first_cell_installs_the_project_and_leaves_torch_alone(colab):
     assert torch == ours.__file__  # not installed again beside it
 
 
+def test_the_widgets_pass_their_tests_with_ipywidgets_7(colab, tmp_path):
+    where = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+    command = [os.environ["COLAB_PYTHON"], "-m", "pytest", "-q", "-n0", str(ROOT / "tests" / "test_widgets.py"), "-p", "no:cacheprovider"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=where)
+    assert done.returncode == 0 and " passed" in done.stdout, done.stdout[-3000:]
+
+
 @EVERY
 def test_all_code_runs_with_the_oldest_packages(colab, path):
     colab[0](colab[1] / "notebooks" / path.name)

@@ -265,3 +265,13 @@ def test_taught_redrawing_is_the_packages_ddim():
 @pytest.mark.skipif("CI" in os.environ, reason="the tree is a fresh clone in CI")
 def test_no_second_source_of_the_notebooks():
     assert not [path for path in FOLDER.iterdir() if path.suffix in (".py", ".md")]
+
+
+@EVERY
+def test_every_picture_says_what_it_shows(path):
+    for cell in cells(path):
+        for out in cell.outputs:
+            if "image/png" in out.get("data", {}):
+                assert len(out.metadata["image/png"]["alt"]) > 12, cell.source[-100:]
+    for cell in cells(path, "markdown"):
+        assert not re.findall(r"!\[\s*\]\(|<img(?![^>]*alt=\"[^\"]+\")", cell.source)

@@ -1,5 +1,6 @@
 """Networks, drawn as rows of boxes."""
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -49,9 +50,11 @@ def network_drawing(stages: Sequence, shape: tuple[int, int, int] = (3, 64, 64))
                                       "connectionstyle": "arc3,rad=-0.15"})  # fmt: skip
         axes.set(xlim=(-0.8, x), ylim=(-5.2, 6 if _skips(boxes) else 3.9))
         axes.set_axis_off()
-    shown = ", ".join(f"{'×'.join(map(str, size))}" for _, _, size, _ in boxes)
-    carried = f"; arrows carry features past its middle from {len(_skips(boxes))} places" if _skips(boxes) else ""
-    return described(figure, f"A network as a row of boxes (channels × height × width): {shown}{carried}")
+    first, *_, last = sizes = ["×".join(map(str, size)) for _, _, size, _ in boxes]
+    narrowest = min(range(len(boxes)), key=lambda i: math.prod(boxes[i][2]))
+    carried = f"; {len(_skips(boxes))} arrows lead past its middle" if _skips(boxes) else ""
+    text = f"A network as a row of {len(boxes)} boxes: from {first} numbers (channels × height × width) "
+    return described(figure, f"{text}down to {sizes[narrowest]} and up to {last}{carried}")
 
 
 def _skips(boxes: Sequence) -> list[tuple[int, int]]:

@@ -59,11 +59,12 @@ def described(figure: "Figure", text: str) -> "Figure":
 
 
 def listed(names) -> str:
-    """Names in a sentence: a, b and c; the first, "…" and the last of many."""
+    """Names in a sentence: a, b and c; of many, the first ones and the last."""
     names = [" ".join(str(name).split()) for name in names]
     if len(names) > 8:
         names = [*names[:3], "…", names[-1]]
-    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+    comma = "; " if any("," in name for name in names) else ", "
+    return " and ".join(filter(None, [comma.join(names[:-1]), names[-1]]))
 
 
 def numbers(values) -> np.ndarray:
