@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable, Sequence
 import ipywidgets
 import numpy as np
 import torch
+import traitlets
 from PIL import Image
 from torch import Tensor
 
@@ -31,6 +32,18 @@ from .schedule import Schedule
 
 CELL_HEIGHT = 128  # pixels on screen that one picture is high, unless the row gets too wide
 WIDEST = 760  # pixels, the width of a notebook
+WHOLE = "calc(100% - 4px)"  # the width of the page: ipywidgets puts a margin of 2 pixels on either side
+
+
+class Picture(ipywidgets.Image):
+    """An `ipywidgets.Image` with words for readers who cannot see it, which Image has not.
+
+    Version 8 makes of `tooltip` the picture's title, which screen readers read out; version 7 leaves it alone.
+    """
+
+    # Where there is a tooltip the page asks for a description, too.
+    description = traitlets.Unicode("").tag(sync=True)
+    tooltip = traitlets.Unicode("").tag(sync=True)
 
 
 def encode(picture: np.ndarray) -> bytes:
@@ -56,17 +69,18 @@ def frame_slider(
     count: int | None = None,
     width: int | None = None,
     play: bool = False,
+    shows: str = "",
 ) -> ipywidgets.VBox:
     """A slider that shows frame k and label k; the other widgets here are made from it.
 
     Args:
         frames: PNG bytes for k = 0 … count-1, or a function that makes them when asked.
-        labels: a line of HTML for each, or a function; also tells what the picture shows to
-            readers who cannot see it.
+        labels: a line of HTML for each, or a function.
         description: the slider's name.
         count: number of frames; needed only where `frames` is a function.
         width: pixels on screen; narrower where the page is. Default: as large as the frames are.
         play: a button that runs through the frames.
+        shows: what the picture shows, for readers who cannot see it.
 
     Returns:
         VBox of (IntSlider, HTML, Image), or of (HBox of (Play, IntSlider), HTML, Image).
@@ -86,11 +100,12 @@ def frame_slider(
     slider = ipywidgets.IntSlider(
         value=0, min=0, max=count - 1, description=description, continuous_update=True,
         style={"description_width": "initial"},
-        layout=ipywidgets.Layout(width="100%", max_width="600px"),
+        layout=ipywidgets.Layout(width=WHOLE, max_width="600px"),
     )
+    slider.tooltip = description  # version 8 would show "null" over the slider's name
     label = ipywidgets.HTML(value=text(0))
-    layout = ipywidgets.Layout(max_width="100%", **({"width": f"{width}px"} if width else {}))
-    image = ipywidgets.Image(value=frame(0), format="png", layout=layout)
+    layout = ipywidgets.Layout(max_width=WHOLE, **({"width": f"{width}px"} if width else {}))
+    image = Picture(value=frame(0), format="png", layout=layout, tooltip=shows)
 
     def redraw(change):
         image.value, label.value = frame(change["new"]), text(change["new"])
@@ -102,9 +117,9 @@ def frame_slider(
             value=0, min=0, max=count - 1, interval=max(50, min(400, 6000 // count))
         )
         ipywidgets.jslink((button, "value"), (slider, "value"))
-        controls = ipywidgets.HBox([button, slider], layout=ipywidgets.Layout(width="100%"))
+        controls = ipywidgets.HBox([button, slider], layout=ipywidgets.Layout(width=WHOLE))
     # Without flex-start a VBox would stretch the picture to its own width.
-    box = ipywidgets.Layout(align_items="flex-start", width="100%")
+    box = ipywidgets.Layout(align_items="flex-start", width=WHOLE)
     return ipywidgets.VBox([controls, label, image], layout=box)
 
 
@@ -137,16 +152,17 @@ def noise_slider(
 
     def label(t: int) -> str:
         snr = float(schedule.snr(torch.tensor(t)))
-        decibels = f"{10 * math.log10(snr):.1f}" if snr > 0 else "−∞"
+        ratio = f"{snr:,.0f}" if snr >= 1000 else f"{snr:.3g}"
+        decibels = f"{10 * math.log10(snr):.1f}".replace("-", "−") if snr > 0 else "−∞"
         share = float(schedule.alphas_cumprod[t].sqrt())
         return _line(
-            f"<b>t = {t}</b>", f"signal-to-noise ratio {snr:.3g} ({decibels} dB)",
+            f"<b>t = {t}</b>", f"signal-to-noise ratio {ratio} ({decibels} dB)",
             f"share of signal left √ᾱ = {share:.3f}",
         )
 
     return frame_slider(
         frame, label, "t", count=schedule.num_train_timesteps,
-        width=_width_on_screen(size[1], images.shape[2]),
+        width=_width_on_screen(size[1], images.shape[2]), shows=f"{len(images)} pictures with the noise of timestep t",
     )
 
 
@@ -186,13 +202,13 @@ def scrubber(
         t = steps[k][0]
         return _line(
             f"<b>{'finished' if t < 0 else f't = {t}'}</b>", f"step {k} of {len(steps) - 1}",
-            "left: x_t", "right: x̂₀, the picture foreseen from it",
+            "left: x<sub>t</sub>", "right: x̂₀, the picture foreseen from it",
         )
 
     size = side_by_side(*steps[0][1:], columns, aspect).shape
     return frame_slider(
         frame, label, "step", count=len(steps), play=True,
-        width=_width_on_screen(size[1], steps[0][1].shape[2]),
+        width=_width_on_screen(size[1], steps[0][1].shape[2]), shows="left x_t, right x̂₀, the picture foreseen from it",
     )
 
 
@@ -216,14 +232,16 @@ def prompt_box(
     Returns:
         VBox of (VBox of (Text, FloatSlider, BoundedIntText), HTML label, Image).
     """
-    wide = ipywidgets.Layout(width="100%", max_width="600px")
+    wide = ipywidgets.Layout(width=WHOLE, max_width="600px")
     name = {"description_width": "90px"}
     text = ipywidgets.Text(value=prompt, description="prompt", continuous_update=False, style=name, layout=wide)
     slider = ipywidgets.FloatSlider(value=scale, min=0, max=highest_scale, step=0.5, description="guidance w",
                                     continuous_update=False, style=name, layout=wide)  # fmt: skip
     number = ipywidgets.BoundedIntText(value=seed, min=0, max=2**31, description="seed", style=name,
                                        layout=ipywidgets.Layout(width="220px"))  # fmt: skip
-    label, image = ipywidgets.HTML(), ipywidgets.Image(format="png", layout=ipywidgets.Layout(max_width="100%"))
+    slider.tooltip, number.tooltip = slider.description, number.description  # version 8 would show "null" there
+    image = Picture(format="png", layout=ipywidgets.Layout(max_width=WHOLE), tooltip="the pictures drawn for the prompt")
+    label = ipywidgets.HTML()
 
     def redraw(change=None):
         label.value = "drawing …"
@@ -238,8 +256,8 @@ def prompt_box(
     redraw()
     for control in (text, slider, number):
         control.observe(redraw, names="value")
-    controls = ipywidgets.VBox([text, slider, number], layout=ipywidgets.Layout(width="100%"))
-    return ipywidgets.VBox([controls, label, image], layout=ipywidgets.Layout(align_items="flex-start", width="100%"))
+    controls = ipywidgets.VBox([text, slider, number], layout=ipywidgets.Layout(width=WHOLE))
+    return ipywidgets.VBox([controls, label, image], layout=ipywidgets.Layout(align_items="flex-start", width=WHOLE))
 
 
 def side_by_side(left: Tensor, right: Tensor, columns: int, aspect: float = 4 / 3) -> np.ndarray:

@@ -190,7 +190,7 @@ function drown() {
   paintCells($("drowned"), few(), toBytes(noisyPictures(few())), 0, few());
   const [alpha, sigma] = alphaSigma(current.about.alphas_cumprod, t);
   const snr = (alpha / sigma) ** 2;
-  $("t-value").textContent = `t = ${t} · signal-to-noise ratio ${Number(snr.toPrecision(3))} (${(10 * Math.log10(snr)).toFixed(1)} dB) · ` +
+  $("t-value").textContent = `t = ${t} · signal-to-noise ratio ${Number(snr.toPrecision(3)).toLocaleString("en")} (${(10 * Math.log10(snr)).toFixed(1).replace("-", "−")} dB) · ` +
     `share of signal left √ᾱ = ${alpha.toFixed(3)}`;
   $("drowned").setAttribute("aria-label", `The first ${few()} cars with the noise of t = ${t}`);
 }

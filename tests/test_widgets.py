@@ -56,7 +56,7 @@ def test_frame_slider_shows_frame_and_label_of_its_value():
     assert isinstance(box, ipywidgets.VBox) and isinstance(slider, ipywidgets.IntSlider)
     assert (slider.min, slider.max, slider.description) == (0, 2, "shade")
     assert (label.value, image.value, image.format) == ("black", frames[0], "png")
-    assert (image.layout.width, image.layout.max_width) == ("80px", "100%")
+    assert (image.layout.width, image.layout.max_width) == ("80px", "calc(100% - 4px)")
     for k, text in ((2, "light"), (1, "grey"), (0, "black")):
         slider.value = k
         assert (label.value, image.value) == (text, frames[k])
@@ -104,7 +104,7 @@ def test_noise_slider_label_has_the_numbers_of_t(images):
     snr = float(schedule.snr()[250])
     share = float(schedule.alphas_cumprod[250] ** 0.5)
     assert "t = 250<" in label.value
-    assert f"signal-to-noise ratio {snr:.3g} ({10 * np.log10(snr):.1f} dB)" in label.value
+    assert f"signal-to-noise ratio {snr:.3g} ({10 * np.log10(snr):.1f} dB)".replace("(-", "(−") in label.value
     assert f"√ᾱ = {share:.3f}" in label.value
     slider.value = 900
     assert "t = 900<" in label.value and f"{share:.3f}" not in label.value
@@ -160,7 +160,7 @@ def test_scrubber_shows_each_step_beside_its_guess(steps):
         assert picture.shape[1] == left.shape[1] + 16 + right.shape[1]
         assert f"step {k} of 3" in label.value
         assert ("finished" if t == -1 else f"t = {t}<") in label.value
-        assert "left: x_t" in label.value and "right: x̂₀" in label.value
+        assert "left: x<sub>t</sub>" in label.value and "right: x̂₀" in label.value
 
 
 def test_scrubber_takes_a_sampler_that_yields(steps):
