@@ -38,15 +38,20 @@ class GuidedNetwork(nn.Module):
     """What `guidance.Guided` computes, as a module without choices: all of it is in one graph.
 
     Args:
-        guided: with a condition and a guide; its intervals are not supported.
+        guided: with a condition; its intervals are not supported.
+
+    Raises:
+        ValueError: the guide was trained to answer another question.
     """
 
     def __init__(self, guided: Guided):
         super().__init__()
-        denoiser = guided.denoiser
+        denoiser, guide = guided.denoiser, guided.guide
+        if guide and (guide.prediction_type, guide.sigma_data) != (denoiser.prediction_type, denoiser.sigma_data):
+            raise ValueError("the guide answers another question than the network: they cannot be exported as one")
         self.better = denoiser.net
-        self.worse = denoiser.net if guided.guide is None else guided.guide.net
-        self.told = guided.guide is not None and guided.guide_described
+        self.worse = guide.net if guide else denoiser.net
+        self.told = bool(guide) and guided.guide_described
         self.kind, self.sigma_data, self.time_shift = denoiser.prediction_type, denoiser.sigma_data, guided.time_shift
         self.register_buffer("alphas_cumprod", denoiser.schedule.alphas_cumprod.clone())
 

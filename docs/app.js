@@ -3,27 +3,17 @@ import { addNoise, alphaSigma, encode, noise, remark, toBytes } from "./draw.js"
 
 const $ = (id) => document.getElementById(id);
 const SIZE = 64; // of a picture; it is stored square and shown at 4:3
+const NUMBERS = 3 * SIZE * SIZE;
 const CELL = { width: 85, height: 64, gap: 2 };
+const CARS = "stanford-cars-1m";
 const descriptions = {}; // by name: a promise of what models/NAME.json says
+let provider, workers;
 let drawing = 0; // counts the drawings; answers to an older one are ignored
-let current; // the drawing on show: {name, seeds, cond, scale, frames: [{t, noisy, guess}], pictures}
+let current; // the drawing on show: {request, frames: [{t, noisy, guess}], parts, started, done}
 
 // ---- workers
 
-let provider, workers;
-start(await choose());
-
-function start(which) {
-  workers?.forEach((worker) => worker.terminate());
-  provider = which;
-  workers = Array.from({ length: provider === "webgpu" ? 1 : threads() }, () => {
-    const worker = new Worker("worker.js", { type: "module" });
-    worker.onmessage = ({ data }) => receive(data);
-    worker.onerror = (event) => receive({ drawing, error: event.message });
-    worker.postMessage({ provider });
-    return worker;
-  });
-}
+const ready = choose().then(start);
 
 /** WebGPU where there is a device for it, else WebAssembly; ?backend=wasm has the last word. */
 async function choose() {
@@ -33,17 +23,32 @@ async function choose() {
   return adapter && !adapter.info?.isFallbackAdapter ? "webgpu" : "wasm";
 }
 
-function threads() {
-  return Math.min(8, Math.max(1, navigator.hardwareConcurrency ?? 2));
+function start(which) {
+  workers?.forEach((worker) => worker.terminate());
+  provider = which;
+  // Each WebAssembly worker holds a network of its own: more than four are hardly faster, and phones are small.
+  const count = provider === "webgpu" ? 1 : Math.min(4, navigator.hardwareConcurrency ?? 2);
+  workers = Array.from({ length: count }, () => {
+    const worker = new Worker("worker.js", { type: "module" });
+    worker.onmessage = ({ data }) => receive(data);
+    worker.onerror = (event) => receive({ drawing, error: event.message || "its program could not be loaded" });
+    worker.postMessage({ provider });
+    return worker;
+  });
 }
 
 // ---- drawing
 
 function describe(name) {
-  descriptions[name] ??= fetch(`models/${name}.json`).then((answer) => {
-    if (!answer.ok) throw new Error("The networks are missing here: build the page with  python docs/build.py");
-    return answer.json();
-  });
+  descriptions[name] ??= fetch(`models/${name}.json`)
+    .then((answer) => {
+      if (!answer.ok) throw new Error("The networks are missing here: build the page with  python docs/build.py");
+      return answer.json();
+    })
+    .catch((error) => {
+      delete descriptions[name]; // so that the next drawing tries again
+      throw error;
+    });
   return descriptions[name];
 }
 
@@ -53,78 +58,89 @@ function conditions(about, seeds) {
   const kinds = Object.keys(about.conditions);
   const wish = $("kind").value;
   return seeds.map((seed) => {
-    const chosen = wish ? kinds.indexOf(wish) : Number(about.chosen[seed]);
+    const chosen = wish ? kinds.indexOf(wish) : about.chosen[seed];
     return kinds.map((_, i) => (i === chosen ? 1 : 0));
   });
 }
 
-/** Draw what the form asks for; `from`: {t, x} to go on from noisy pictures instead of from noise. */
+/** Draw what the form asks for; `from`: {t, x, seeds} to go on from noisy pictures instead of from noise. */
 async function draw(from) {
+  if (!$("wishes").reportValidity()) return;
   const mine = ++drawing;
+  const name = $("wishes").elements.model.value;
+  say("Loading the network …", true);
   try {
-    const name = $("wishes").elements.model.value;
-    say("Loading the network …");
-    const about = await describe(name);
+    const [about] = await Promise.all([describe(name), ready]);
     if (mine !== drawing) return;
+    if ($("kind").length === 1 && about.conditions) $("kind").append(...Object.keys(about.conditions).map((kind) => new Option(kind)));
     $("remark").textContent = about.words ? remark($("prompt").value, about.words, about.length) : "";
-    const seeds = from ? current.seeds : Array.from({ length: Number($("count").value) }, (_, i) => Number($("seed").value) + i);
-    const scale = Number($("scale").value);
-    const cond = conditions(about, seeds);
-    const share = Math.ceil(seeds.length / workers.length);
-    const parts = workers.map((worker, i) => ({ worker, first: i * share, count: seeds.slice(i * share, (i + 1) * share).length }));
-    current = { name, about, seeds, from, frames: [], parts: parts.filter((part) => part.count), started: performance.now() };
-    lock(true);
-    for (const { worker, first, count } of current.parts) {
-      const numbers = 3 * SIZE * SIZE;
-      worker.postMessage({
-        drawing, name, first, scale, steps: Number($("steps").value), seeds: seeds.slice(first, first + count),
-        cond: cond.slice(first, first + count),
-        from: from && { t: from.t, x: from.x.slice(first * numbers, (first + count) * numbers) },
-      });
-    }
+    const seeds = from?.seeds ?? Array.from({ length: Number($("count").value) }, (_, i) => Number($("seed").value) + i);
+    const wish = about.words ? $("prompt").value.trim() || "any car" : $("kind").value || "each a kind of its own";
+    send({ name, about, seeds, wish, from, cond: conditions(about, seeds), scale: Number($("scale").value), steps: Number($("steps").value) });
   } catch (error) {
     if (mine === drawing) fail(error.message);
   }
 }
 
-/** A worker has done a step for its share of the cars. */
+/** Share a drawing's cars among the workers. */
+function send(request) {
+  const share = Math.ceil(request.seeds.length / workers.length);
+  const parts = workers.map((worker, i) => {
+    const first = i * share;
+    return { worker, first, seeds: request.seeds.slice(first, first + share), step: 0 };
+  });
+  current = { request, frames: [], parts: parts.filter(({ seeds }) => seeds.length), started: performance.now() };
+  setBusy(true);
+  for (const { worker, first, seeds } of current.parts) {
+    const last = first + seeds.length;
+    const { name, scale, steps, cond, from } = request;
+    worker.postMessage({
+      drawing, name, first, scale, steps, seeds, cond: cond.slice(first, last),
+      from: from && { t: from.t, x: from.x.slice(first * NUMBERS, last * NUMBERS) },
+    });
+  }
+}
+
+/** A worker has done a step for its share of the cars, or failed. */
 function receive({ drawing: whose, error, first, step, steps, t, noisy, guess }) {
   if (whose !== drawing) return;
   if (error && provider === "webgpu") {
     console.warn(`WebGPU did not work, so WebAssembly draws: ${error}`);
     start("wasm");
-    return draw(current.from);
+    if (current && !current.done) send(current.request);
+    return;
   }
   if (error) return fail(error);
+  const count = current.request.seeds.length;
   const frame = (current.frames[step] ??= {
-    t, arrived: 0, noisy: new Uint8ClampedArray(current.seeds.length * 3 * SIZE * SIZE),
-    guess: new Uint8ClampedArray(current.seeds.length * 3 * SIZE * SIZE),
+    t, noisy: new Uint8ClampedArray(count * NUMBERS), guess: new Uint8ClampedArray(count * NUMBERS),
   });
-  frame.noisy.set(noisy, first * 3 * SIZE * SIZE);
-  frame.guess.set(guess, first * 3 * SIZE * SIZE);
-  frame.arrived += noisy.length / (3 * SIZE * SIZE);
-  const behind = current.parts.find((part) => part.first === first);
-  behind.step = step;
-  paint(first, behind.count, frame);
-  const done = Math.min(...current.parts.map((part) => part.step ?? 0));
+  frame.noisy.set(noisy, first * NUMBERS);
+  frame.guess.set(guess, first * NUMBERS);
+  const part = current.parts.find((each) => each.first === first);
+  part.step = step;
+  paint(first, part.seeds.length, frame);
+  const done = Math.min(...current.parts.map((each) => each.step));
   $("progress").value = done / steps;
-  if (done < steps) return say(`Step ${done} of ${steps}, t = ${current.frames[done]?.t ?? t}`);
+  if (done < steps) return say(`Step ${done} of ${steps}, t = ${current.frames[done].t}`);
+  finish(count, steps);
+}
 
-  const seconds = (performance.now() - current.started) / 1000;
-  const cars = current.seeds.length === 1 ? "One car" : `${current.seeds.length} cars`;
-  say(`${cars} in ${seconds.toFixed(1)} s: ${steps} steps, ${provider === "webgpu" ? "WebGPU" : `WebAssembly on ${current.parts.length} threads`}, ` +
-    `seeds from ${current.seeds[0]}. Nothing is picked.`);
-  $("grid").setAttribute("aria-label", `${cars}, drawn from noise: ${wish()}`);
+function finish(count, steps) {
+  const { seeds, wish, from } = current.request;
+  const seconds = ((performance.now() - current.started) / 1000).toFixed(1);
+  const cars = count === 1 ? "One car" : `${count} cars`;
+  const threads = current.parts.length === 1 ? "one thread" : `${current.parts.length} threads`;
+  say(`${cars} in ${seconds} s: ${steps} steps, ${provider === "webgpu" ? "WebGPU" : `WebAssembly on ${threads}`}, ` +
+    `seeds from ${seeds[0]}. Nothing is picked.`, true);
+  $("grid").setAttribute("aria-label", `${cars}, drawn from ${from ? `pictures with the noise of t = ${from.t}` : "noise"}: ${wish}`);
   current.done = true;
-  lock(false);
+  setBusy(false);
   $("step").max = $("step").value = steps;
   $("step-value").textContent = `${steps} of ${steps}`;
   drown();
-}
-
-function wish() {
-  if ($("wishes").elements.model.value === "stanford-cars-text") return $("prompt").value || "any car";
-  return $("kind").value || "each a kind of its own";
+  // From now on the page also opens without network. Not before: it would compete with the first drawing.
+  navigator.serviceWorker?.register(`sw.js?runtime=${provider}`);
 }
 
 // ---- painting
@@ -158,56 +174,68 @@ function paintCells(canvas, columns, bytes, first, count) {
 }
 
 function paint(first, count, frame) {
-  const columns = Math.min(4, current.seeds.length);
-  fit($("grid"), current.seeds.length, columns);
+  const columns = Math.min(4, current.request.seeds.length);
+  fit($("grid"), current.request.seeds.length, columns);
   paintCells($("grid"), columns, $("noisy").checked ? frame.noisy : frame.guess, first, count);
 }
 
 function look() {
   if (!current?.done) return;
   const frame = current.frames[Number($("step").value)];
-  paint(0, current.seeds.length, frame);
+  paint(0, current.request.seeds.length, frame);
   $("step-value").textContent = `${$("step").value} of ${$("step").max}${frame.t < 0 ? "" : `, t = ${frame.t}`}`;
 }
 
 // ---- noise
 
-const few = () => Math.min(4, current.seeds.length);
-
-/** The drawn cars at timestep t of the forward process, with noise of their own. */
+/** The first drawn cars at timestep t of the forward process, with noise of their own. */
 function noisyPictures(count) {
-  const finished = current.frames.at(-1).noisy;
-  const x0 = Float32Array.from(finished.subarray(0, count * 3 * SIZE * SIZE), (byte) => byte / 127.5 - 1);
+  const { seeds, about } = current.request;
+  const x0 = Float32Array.from(current.frames.at(-1).noisy.subarray(0, count * NUMBERS), (byte) => byte / 127.5 - 1);
   // Other noise than the cars came from: that noise would lead back to them at any t.
-  const epsilon = noise(current.seeds.slice(0, count).map((seed) => seed + 1_000_000), 3 * SIZE * SIZE);
-  return addNoise(current.about.alphas_cumprod, x0, epsilon, Number($("t").value));
+  const epsilon = noise(seeds.slice(0, count).map((seed) => seed + 1_000_000), NUMBERS);
+  return addNoise(about.alphas_cumprod, x0, epsilon, Number($("t").value));
 }
 
 function drown() {
   if (!current?.done) return;
   const t = Number($("t").value);
-  fit($("drowned"), few(), few());
-  paintCells($("drowned"), few(), toBytes(noisyPictures(few())), 0, few());
-  const [alpha, sigma] = alphaSigma(current.about.alphas_cumprod, t);
+  const few = Math.min(4, current.request.seeds.length);
+  fit($("drowned"), few, few);
+  paintCells($("drowned"), few, toBytes(noisyPictures(few)), 0, few);
+  const [alpha, sigma] = alphaSigma(current.request.about.alphas_cumprod, t);
   const snr = (alpha / sigma) ** 2;
-  $("t-value").textContent = `t = ${t} · signal-to-noise ratio ${Number(snr.toPrecision(3)).toLocaleString("en")} (${(10 * Math.log10(snr)).toFixed(1).replace("-", "−")} dB) · ` +
+  const decibels = (10 * Math.log10(snr)).toFixed(1).replace("-", "−");
+  $("t-value").textContent = `t = ${t} · signal-to-noise ratio ${Number(snr.toPrecision(3)).toLocaleString("en")} (${decibels} dB) · ` +
     `share of signal left √ᾱ = ${alpha.toFixed(3)}`;
-  $("drowned").setAttribute("aria-label", `The first ${few()} cars with the noise of t = ${t}`);
+  $("drowned").setAttribute("aria-label", `The first of the cars with the noise of t = ${t}`);
+}
+
+/** Let the network draw on from the cars as they are drowned now. */
+function drawOn() {
+  if (!current?.done) return;
+  const { seeds } = current.request;
+  $("cars").scrollIntoView({ block: "nearest" });
+  draw({ t: Number($("t").value), x: noisyPictures(seeds.length), seeds });
 }
 
 // ---- controls
 
-function say(text) {
+/** Tell how things stand; screen readers read out only what is news. */
+function say(text, news = false) {
   $("status").textContent = text;
+  if (news) $("news").textContent = text;
 }
 
 function fail(message) {
-  say(`This did not work: ${message}`);
-  lock(false);
+  drawing++; // what other workers still answer does not count
+  say(`This did not work: ${message}`, true);
+  setBusy(false);
 }
 
-function lock(busy) {
-  for (const id of ["step", "t", "again"]) $(id).disabled = busy || !current?.done;
+function setBusy(busy) {
+  $("grid").setAttribute("aria-busy", busy);
+  for (const id of ["step", "t"]) $(id).disabled = busy || !current?.done;
 }
 
 function showFields() {
@@ -224,22 +252,17 @@ $("another").addEventListener("click", () => {
   $("seed").value = Math.floor(Math.random() * (Number($("seed").max) + 1));
   draw();
 });
-$("again").addEventListener("click", () => draw({ t: Number($("t").value), x: noisyPictures(current.seeds.length) }));
+$("again").addEventListener("click", drawOn);
 for (const radio of $("wishes").elements.model) radio.addEventListener("change", showFields);
 for (const id of ["scale", "steps"]) {
-  $(id).addEventListener("input", () => ($(`${id}-value`).textContent = $(id).value));
+  const show = () => ($(`${id}-value`).textContent = $(id).value);
+  $(id).addEventListener("input", show);
+  show();
 }
 $("step").addEventListener("input", look);
 $("noisy").addEventListener("change", look);
 $("t").addEventListener("input", drown);
-
-// ---- start
-
-navigator.serviceWorker?.register("sw.js");
 showFields();
-const about = await describe("stanford-cars-1m").catch((error) => fail(error.message));
-if (about) {
-  $("kind").append(...Object.keys(about.conditions).map((kind) => new Option(kind)));
-  if (navigator.connection?.saveData) say("Press Draw: about 8 MB will be loaded first.");
-  else draw();
-}
+
+if (navigator.connection?.saveData) say("Press Draw: up to 17 MB will be loaded first.", true);
+else draw();

@@ -12,15 +12,14 @@ function widget(figure) {
   function show() {
     const place = controls.reduce((sum, control) => sum + control.value * control.dataset.stride, 0);
     [image.src, label.innerHTML, image.alt] = frames[place];
-    // Readers who hear the page are told "t = 375", not the number of the frame.
-    slider?.setAttribute("aria-valuetext", label.querySelector("b").textContent);
+    // Readers who hear the page are told "t = 375 …", not the number of the frame.
+    slider?.setAttribute("aria-valuetext", label.textContent);
   }
 
   function stop() {
     clearInterval(timer);
     timer = 0;
     button.textContent = "Play";
-    label.setAttribute("aria-live", "polite");
   }
 
   function step() {
@@ -33,7 +32,6 @@ function widget(figure) {
     if (timer) return stop();
     if (slider.value === slider.max) slider.value = 0;
     button.textContent = "Pause";
-    label.setAttribute("aria-live", "off"); // nobody can listen that fast
     show();
     timer = setInterval(step, Math.max(50, Math.min(400, 6000 / frames.length)));
   }

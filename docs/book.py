@@ -54,7 +54,8 @@ def build(folder: Path, drawn: Container[str] | None = None, root: Path = HERE.p
         ValueError: something in a notebook, the README or `folder` is not as it should be; says what.
     """
     folder = Path(folder).resolve()
-    if folder.exists() and not (folder / "book.css").exists() and (folder.is_file() or any(folder.iterdir())):
+    # Only a book has the font; this folder here has the rest, too.
+    if folder.exists() and not (folder / "math.woff").exists() and (folder.is_file() or any(folder.iterdir())):
         raise ValueError(f"{folder} holds something that is no book: move it away, or name another folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".book-", dir=folder.parent) as temporary:

@@ -37,9 +37,13 @@ def vendor(folder: Path = FOLDER / "vendor") -> None:
         raise FileNotFoundError("npm is missing, which fetches the ONNX runtime for browsers: install Node.js 20 or later")
     subprocess.run([npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel", "error"], cwd=FOLDER, check=True)
     package = FOLDER / "node_modules" / "onnxruntime-web"
-    folder.mkdir(exist_ok=True)
+    new = folder.with_suffix(".new")  # becomes `folder` when it is complete
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir()
     for name in RUNTIME:
-        shutil.copyfile(package / "dist" / name, folder / name)
+        shutil.copyfile(package / "dist" / name, new / name)
+    shutil.rmtree(folder, ignore_errors=True)
+    new.rename(folder)
 
 
 def book(folder: Path = FOLDER / "book") -> None:

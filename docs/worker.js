@@ -5,6 +5,7 @@ import { dpmSolver, noise, timesteps, toBytes } from "./draw.js";
 let ort, provider;
 const models = {}; // by name: a promise of its session and its description
 let wanted = 0; // the drawing to work on; an older one stops at its next step
+let queue = Promise.resolve(); // one drawing after the other: the runtime cannot do two things at once
 
 async function load(name) {
   if (!ort) {
@@ -26,6 +27,7 @@ async function draw({ drawing, name, seeds, cond, scale, steps, from, first }) {
     throw error;
   });
   const { about, session } = await models[name];
+  if (drawing !== wanted) return;
   const count = 3 * about.size ** 2;
   const shape = [seeds.length, 3, about.size, about.size];
   const inputs = {
@@ -46,9 +48,9 @@ async function draw({ drawing, name, seeds, cond, scale, steps, from, first }) {
   const start = from ? from.x : noise(seeds, count);
   let step = 0;
   for await (const { t, x, x0 } of dpmSolver(predict, about.alphas_cumprod, start, visited)) {
-    if (drawing !== wanted) return;
     postMessage({ drawing, first, step: step++, steps: visited.length, t, noisy: toBytes(x), guess: toBytes(x0) });
     await new Promise((resolve) => setTimeout(resolve)); // lets a newer wish arrive
+    if (drawing !== wanted) return;
   }
 }
 
@@ -58,5 +60,7 @@ onmessage = ({ data }) => {
     return;
   }
   wanted = data.drawing;
-  draw(data).catch((error) => postMessage({ drawing: data.drawing, error: `${error.message ?? error}` }));
+  queue = queue
+    .then(() => data.drawing === wanted && draw(data))
+    .catch((error) => postMessage({ drawing: data.drawing, error: `${error.message ?? error}` }));
 };

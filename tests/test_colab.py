@@ -1,6 +1,7 @@
 """The notebooks in Colab: their first cell, and all their code with packages as old as Colab's.
 
-The second part needs an environment that `.ci/colab-environment` makes (`.ci/run` does); it has no network.
+The second part needs an environment that `.ci/colab-environment` makes (`.ci/run` does); it has no network.  It
+clones this checkout, so what is not committed is not tested.
 """
 
 import os

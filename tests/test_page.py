@@ -123,7 +123,7 @@ def ask(page, model=CARS, kind="", prompt=None, count="4", seed=0, scale=None, s
     for slider, value in (("scale", scale or 3), ("steps", steps)):
         page.fill(f"#{slider}", str(value))
     page.keyboard.press("Enter")
-    page.wait_for_function("document.getElementById('again').disabled")
+    page.wait_for_function("document.getElementById('grid').ariaBusy === 'true'")
     wait_until_drawn(page)
 
 
@@ -214,6 +214,7 @@ def test_export_refuses_what_it_cannot_do_and_writes_nothing(tmp_path, name, sai
 
 def test_sixteen_cars_are_those_that_python_draws(page, record_property):
     record_property("the page, from a cold start to sixteen cars", f"{page.seconds:.1f} s")
+    ask(page, count="16")
     how = drawing.advice(CARS)
     expected = drawing.draw(drawing.load(CARS, range(16)), range(16), 64, how["sampler"], how["steps"])
     assert furthest(drawn(page)[0], expected) <= 2
@@ -303,7 +304,7 @@ def test_the_noise_slider_puts_the_schedules_noise_on_the_cars(page):
     # With little noise the same cars come back, with much others.
     page.evaluate("t => { const s = document.getElementById('t'); s.value = t; s.dispatchEvent(new Event('input')); }", 250)
     page.click("#again")
-    page.wait_for_function("document.getElementById('again').disabled")
+    page.wait_for_function("document.getElementById('grid').ariaBusy === 'true'")
     wait_until_drawn(page)
     again = to_float(drawn(page)[0][:4])
     assert (again - cars).pow(2).mean() < 0.25 * (cars.roll(1, 0) - cars).pow(2).mean()
@@ -322,12 +323,13 @@ def test_noise_timesteps_and_words_are_those_of_the_package(page):
 
 
 def test_it_fits_a_phone_and_every_control_has_a_name(page):
+    ask(page, count="1")
     page.set_viewport_size({"width": 375, "height": 700})
     assert page.evaluate("document.documentElement.scrollWidth") <= 375
     page.set_viewport_size({"width": 1200, "height": 900})
     nameless = page.evaluate(
         """[...document.querySelectorAll("input, select, button, canvas, progress")].filter(
-            e => !(e.labels?.length || e.ariaLabel || e.textContent.trim())).map(e => e.id)"""
+            e => !(e.labels?.length || e.ariaLabel || (e.tagName === "BUTTON" && e.textContent.trim()))).map(e => e.id)"""
     )
     assert nameless == []
     assert "drawn from noise" in page.get_attribute("#grid", "aria-label")
@@ -337,9 +339,31 @@ def test_it_opens_and_draws_without_network_once_it_has_been_loaded(page):
     page.evaluate("navigator.serviceWorker.ready")
     page.wait_for_function("caches.open('cars').then(c => c.keys()).then(all => all.length >= 13)")
     page.context.set_offline(True)
-    page.reload()
+    page.goto(page.url.replace("/?", "/index.html?"))
     wait_until_drawn(page)
     page.context.set_offline(False)
+
+
+def test_only_the_last_of_several_wishes_is_drawn(page):
+    for seed in (11, 12, 13):
+        page.fill("#seed", str(seed))
+        page.select_option("#count", "1")
+        page.click("button[type=submit]")
+    page.wait_for_function("/seeds from 13/.test(document.getElementById('status').textContent)", timeout=60_000)
+    expected = drawing.draw(drawing.load(CARS, [13]), [13], 64, "dpm_solver_pp", 20)
+    assert furthest(drawn(page)[0], expected) <= 2
+    whole = page.evaluate("() => new Set(answers.filter(a => a.t === -1).map(a => a.drawing)).size")
+    page.wait_for_timeout(500)  # an older drawing that went on would answer now
+    assert page.evaluate("() => new Set(answers.filter(a => a.t === -1).map(a => a.drawing)).size") == whole
+
+
+def test_a_seed_out_of_range_is_refused(page):
+    before = page.inner_text("#status")
+    page.fill("#seed", "20000")
+    page.click("button[type=submit]")
+    assert page.evaluate("document.getElementById('seed').validity.rangeOverflow")
+    assert page.inner_text("#status") == before
+    page.fill("#seed", "0")
 
 
 def test_a_missing_network_is_one_clear_sentence(browser, site, tmp_path):

@@ -173,7 +173,12 @@ def test_the_two_commands_are_the_first():
 
 
 def test_ci_runs_the_readmes_command():
-    assert "pip install -q -r requirements.txt && pytest" in (ROOT / ".ci" / "run").read_text()
+    assert "pip install -r requirements.txt && pytest\n" in TEXT
+    assert re.search(r"\npip install -q -r requirements.txt\n.*\npytest\n$", (ROOT / ".ci" / "run").read_text(), re.DOTALL)
+
+
+def test_nothing_is_left_to_fill_in():
+    assert not re.findall(r"\b(?:TODO|XXX|FIXME|[A-Z]{9,})\b", re.sub(r"`[^`]*`|[A-Z]+_[A-Z_]+", "", TEXT))
 
 
 PROMPTS = {name: json.loads((ROOT / f"benchmarks/results/prompts-{name}.json").read_text())

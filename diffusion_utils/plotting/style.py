@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -54,8 +55,13 @@ def described(figure: "Figure", text: str) -> "Figure":
     """
     figure.alt = text
     # IPython asks for this first; it adds nothing but the text, and the picture is made as ever.
-    figure._repr_mimebundle_ = lambda include=None, exclude=None: ({}, {"image/png": {"alt": text}})
+    figure._repr_mimebundle_ = partial(_words_alone, text)
     return figure
+
+
+def _words_alone(text: str, include=None, exclude=None) -> tuple[dict, dict]:
+    """IPython's (data, metadata) of a picture that is described here and made elsewhere."""
+    return {}, {"image/png": {"alt": text}}
 
 
 def listed(names) -> str:
