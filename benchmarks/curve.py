@@ -67,7 +67,7 @@ def ship(name: str, path: Path, row: dict, guide: str | None, folder: Path = pre
 def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
     out = args.results / f"curve-{args.run.name}.json"
-    rows = json.loads(out.read_text()) if out.exists() else []
+    rows = json.loads(out.read_bytes()) if out.exists() else []
     reference, paths = None, snapshots(args.run, args.only)
     if args.ship and len(paths) != 1:
         raise ValueError("--ship takes one snapshot: name it in --only")
@@ -96,7 +96,7 @@ def main(arguments: list[str] | None = None) -> None:
             "trained_on": card["machine"], **pretrained.machine(), **reference.evaluate(pictures),
         })  # fmt: skip
         text = json.dumps(rows, indent=2, ensure_ascii=False) + "\n"
-        write_atomically(out, lambda file, text=text: file.write_text(text))
+        write_atomically(out, lambda file, text=text: file.write_text(text, encoding="utf-8"))
         tqdm.write(f"{card['images_seen']:,} images: KID {rows[-1]['generated']['kid']}")
 
 

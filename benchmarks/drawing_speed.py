@@ -106,7 +106,7 @@ def main(arguments: list[str] | None = None) -> None:
         }  # fmt: skip
         print(f"{name:28}  {networks.count_parameters(net):10,}  {taken:5}  {median(seconds[name]):7.2f}  {ratio:5.2f}")
     text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
-    write_atomically(args.out, lambda path: path.write_text(text))
+    write_atomically(args.out, lambda path: path.write_text(text, encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
     train, held_out, description = load_data(args.data, card["size"])
     reference = Reference(train, held_out)
     path = args.results / f"guidance-{Path(args.weights).stem}.json"
-    rows = json.loads(path.read_text()) if path.exists() else []
+    rows = json.loads(path.read_bytes()) if path.exists() else []
     done = {row["way"] for row in rows if row["images_seen"] == card["images_seen"] and row["count"] == args.count}
     for name in tqdm([name for name in ways if name not in done], file=sys.stdout):
         how, seeds = {**drawing.DEFAULTS, **ways[name]}, range(args.count)
@@ -80,7 +80,7 @@ def main(arguments: list[str] | None = None) -> None:
             **reference.evaluate(pictures),
         })  # fmt: skip
         text = json.dumps(rows, indent=2, ensure_ascii=False) + "\n"
-        write_atomically(path, lambda file, text=text: file.write_text(text))
+        write_atomically(path, lambda file, text=text: file.write_text(text, encoding="utf-8"))
         tqdm.write(f"{name}: KID × 1000 {1000 * rows[-1]['generated']['kid']:.0f}")
 
 

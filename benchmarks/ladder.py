@@ -166,7 +166,7 @@ def measure_row(name: str, seed: int, folder: Path, reference: Reference) -> dic
 def ship(name: str, results: Path, runs: Path) -> Path:
     """Put a measured row's weights, in half precision, with all that was measured as their card,
     among those that come with the package."""
-    card = json.loads((results / f"{name}-seed0.json").read_text())
+    card = json.loads((results / f"{name}-seed0.json").read_bytes())
     path = pretrained.FOLDER / f"cars32-{name}.safetensors"
     pretrained.save(path, pretrained.load(runs / f"{name}-seed0" / "weights.safetensors"), card)
     return path
@@ -221,7 +221,7 @@ def main(arguments: list[str] | None = None) -> None:
             references[frame] = Reference(cars.part(held_out=False).images, cars.part(held_out=True).images)
         measured = measure_row(name, seed, folder, references[frame])
         text = json.dumps(measured, indent=2, ensure_ascii=False) + "\n"
-        write_atomically(result, lambda path, text=text: path.write_text(text))
+        write_atomically(result, lambda path, text=text: path.write_text(text, encoding="utf-8"))
         print(f"{name} seed {seed}: KID {measured['generated']['kid']}, floor {measured['floor']['kid']}", flush=True)
         lock.close()
 

@@ -107,7 +107,7 @@ def times(all_weights: list[str], rounds: int) -> dict:
 
 def store(path: Path, found: dict) -> None:
     text = json.dumps(found, indent=2, ensure_ascii=False) + "\n"
-    write_atomically(path, lambda file: file.write_text(text))
+    write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -134,7 +134,7 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"{name}: {each['seconds']:.2f} s, ratio {each['ratio']:.2f}")
         return
     path = args.results / "latent.json"
-    found = json.loads(path.read_text()) if path.exists() else {"autoencoders": {}, "networks": []}
+    found = json.loads(path.read_bytes()) if path.exists() else {"autoencoders": {}, "networks": []}
     cars = stanford_cars.load(size=size)
     train, held_out = cars.part(held_out=False).images, cars.part(held_out=True).images
     for name in args.autoencoders:

@@ -380,12 +380,12 @@ def main(arguments: list[str] | None = None) -> None:
     if card and (not card["data"].startswith("Stanford Cars") or card["size"] < args.size):
         raise ValueError(f"{args.shipped} ({card['data']}) cannot be set beside peers of {args.size}×{args.size} cars")
     out = args.out or RESULTS / f"peers-{args.size}-{args.device.split(':')[0]}.json"
-    done = json.loads(out.read_text()) if out.exists() else []
+    done = json.loads(out.read_bytes()) if out.exists() else []
     if args.one:
         result = measure(args.peers[0], args)
         save_grid(result.pop("first_16"), out.with_name(f"{out.stem}-{args.peers[0].replace(' ', '-')}.png"), 8)
         text = json.dumps([*done, result], indent=2, ensure_ascii=False) + "\n"
-        write_atomically(out, lambda path: path.write_text(text))
+        write_atomically(out, lambda path: path.write_text(text, encoding="utf-8"))
         return
     asked = {"minutes": args.minutes, "count": args.count, "size": args.size}
     for name in args.peers or PEERS:
@@ -396,14 +396,14 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"{name}: {args.minutes:g} minutes of training", flush=True)
         options = [f"--{key}={value}" for key, value in {**asked, "out": out, "device": args.device}.items()]
         subprocess.run([sys.executable, __file__, name, "--one", *options], check=True)
-    results = json.loads(out.read_text())
+    results = json.loads(out.read_bytes())
     rows = [r for r in results if {key: r[key] for key in asked} == asked]
     if args.shipped:  # measured anew each time: the weights may be others by now
         rows.append(measure_shipped(args.shipped, args))
         same = {key: rows[-1][key] for key in ("peer", "count", "size")}
         others = [r for r in results if {key: r[key] for key in same} != same]
         text = json.dumps(others + rows[-1:], indent=2, ensure_ascii=False) + "\n"
-        write_atomically(out, lambda path: path.write_text(text))
+        write_atomically(out, lambda path: path.write_text(text, encoding="utf-8"))
     print(table(rows))
 
 

@@ -128,7 +128,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"real pictures: {real}")
     name = name_of(args.weights)
     path = args.results / f"prompts-{name}.json"
-    rows = json.loads(path.read_text()) if path.exists() else []
+    rows = json.loads(path.read_bytes()) if path.exists() else []
     known = {(row["way"], row["images_seen"], row["count"]) for row in rows}
     for way in args.only or ways:
         if (way, card["images_seen"], len(texts)) in known:
@@ -142,7 +142,7 @@ def main(arguments: list[str] | None = None) -> None:
         }  # fmt: skip
         rows.append(row)
         text = json.dumps(rows, indent=2, ensure_ascii=False) + "\n"
-        write_atomically(path, lambda file, text=text: file.write_text(text))
+        write_atomically(path, lambda file, text=text: file.write_text(text, encoding="utf-8"))
         shown = {key: row[key] for key in ("seen", "held_out", "colour", "vivid colour", "body", "all") if key in row}
         kid = f", KID × 1000 {1000 * row['generated']['kid']:.0f}" if "generated" in row else ""
         print(f"{way}: {shown}{kid}", flush=True)

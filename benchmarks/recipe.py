@@ -113,7 +113,7 @@ def main(arguments: list[str] | None = None) -> None:
     if unknown:
         raise ValueError(f"no candidate named {unknown[0]!r}: choose out of {', '.join(CANDIDATES)}")
     chosen, seeds = args.candidates or list(CANDIDATES), (0, 1) if args.seed is None else (args.seed,)
-    results = json.loads(args.out.read_text()) if args.out.exists() else []
+    results = json.loads(args.out.read_bytes()) if args.out.exists() else []
     done = {(r["candidate"], r["seed"], r["minutes"]) for r in results}
     for seed in seeds:
         for name in chosen:
@@ -121,7 +121,7 @@ def main(arguments: list[str] | None = None) -> None:
                 continue
             results.append(measure(name, seed, args.minutes))
             text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
-            write_atomically(args.out, lambda path, text=text: path.write_text(text))
+            write_atomically(args.out, lambda path, text=text: path.write_text(text, encoding="utf-8"))
     print(table([r for r in results if r["minutes"] == args.minutes]))
 
 

@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
     train, held_out, description = load_data(args.data, size)
     reference = Reference(train, held_out)
     path = args.results / f"samplers-{Path(args.weights).stem}.json"
-    results = json.loads(path.read_text()) if path.exists() else []
+    results = json.loads(path.read_bytes()) if path.exists() else []
     done = {(r["sampler"], r["steps"]) for r in results}
     todo = [(sampler, steps) for steps in STEPS for sampler in SAMPLERS if (sampler, steps) not in done]
     for sampler, steps in tqdm(todo, file=sys.stdout):
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
             **pretrained.machine(), **reference.evaluate(drawn),
         })  # fmt: skip
         text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
-        write_atomically(path, lambda file, text=text: file.write_text(text))
+        write_atomically(path, lambda file, text=text: file.write_text(text, encoding="utf-8"))
 
 
 if __name__ == "__main__":

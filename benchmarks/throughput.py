@@ -157,7 +157,7 @@ def main() -> None:
                       f"{m['matmul_gflops']:7.0f} {m['share']:6.1%}", flush=True)  # fmt: skip
         print(f"{name:11} {entry['parameters']:,} parameters, {entry['macs'] / 1e6:.1f} million MACs")
     text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
-    write_atomically(arguments.out, lambda temporary: temporary.write_text(text))
+    write_atomically(arguments.out, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 if __name__ == "__main__":

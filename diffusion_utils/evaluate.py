@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(table(result))
     if args.out:
         text = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
-        write_atomically(args.out, lambda temporary: temporary.write_text(text))
+        write_atomically(args.out, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -206,7 +206,7 @@ def nearest_neighbours(out: Path) -> Path:
 def learning_curve(out: Path, results: Path = Path("benchmarks/results")) -> Path:
     """KID of the headline's snapshots against the pictures seen in training, for each way of drawing
     that several were drawn in; measured by benchmarks/curve.py."""
-    rows = [row for path in sorted(results.glob("curve-*.json")) for row in json.loads(path.read_text())]
+    rows = [row for path in sorted(results.glob("curve-*.json")) for row in json.loads(path.read_bytes())]
     same = {
         "sampler": "dpm_solver_pp", "steps": 20, "guide": None, "interval": None, "condition": None, "seed": 0, "count": 748,
     }  # fmt: skip
@@ -229,7 +229,7 @@ def learning_curve(out: Path, results: Path = Path("benchmarks/results")) -> Pat
 def peers(out: Path, results: Path = Path("benchmarks/results"), run: str = "peers-32-cpu") -> Path:
     """What each network of benchmarks/peers.py draws after equal minutes of training, seeds 0 … 7."""
     drawn, labels = [], []
-    for row in json.loads((results / f"{run}.json").read_text()):
+    for row in json.loads((results / f"{run}.json").read_bytes()):
         grid = results / f"{run}-{row['peer'].replace(' ', '-')}.png"
         if grid.exists():  # weights of the package have none
             pixels = torch.from_numpy(np.array(Image.open(grid).convert("RGB"))).permute(2, 0, 1)

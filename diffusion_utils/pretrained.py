@@ -44,7 +44,7 @@ def card(name: str | Path) -> dict:
     """
     path = _find(name).with_suffix(".json")
     try:
-        contents = json.loads(path.read_text())
+        contents = json.loads(path.read_bytes())
         if not isinstance(contents, dict):
             raise TypeError("it holds no entries")
         missing = _missing(contents)
@@ -150,7 +150,7 @@ def save(path: str | Path, denoiser: Denoiser, about: dict, dtype: torch.dtype =
         about["autoencoder"] = Path(os.path.relpath(encoder, path.parent)).as_posix()
     write_atomically(path, lambda temporary: save_file(weights, temporary))
     text = json.dumps(about, indent=2, ensure_ascii=False) + "\n"
-    write_atomically(path.with_suffix(".json"), lambda temporary: temporary.write_text(text))
+    write_atomically(path.with_suffix(".json"), lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def _missing(about: dict) -> list[str]:
@@ -173,7 +173,7 @@ def machine() -> dict:
     """Where and when this runs, for a card: processor or GPU, cores, torch, date."""
     name = platform.processor() or platform.machine()
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         name = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), name)
     except OSError:
         pass

@@ -22,17 +22,17 @@ class Log:
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = [r for r in read_log(path) if r["step"] <= step] if path.exists() else []
         text = "".join(json.dumps(record) + "\n" for record in kept)
-        write_atomically(path, lambda temporary: temporary.write_text(text))
+        write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
     def write(self, record: dict) -> None:
-        with open(self.path, "a") as file:
+        with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
 
 def read_log(path: str | Path) -> list[dict]:
     """The records of a `log.jsonl`; a half-written last line (the run was killed) is left out."""
     records = []
-    for line in Path(path).read_text().splitlines():
+    for line in Path(path).read_text(encoding="utf-8").splitlines():
         try:
             records.append(json.loads(line))
         except json.JSONDecodeError:

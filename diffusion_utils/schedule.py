@@ -43,12 +43,13 @@ class Schedule:
         return 1 - self.alphas_cumprod / previous
 
     def snr(self, t: Tensor | None = None) -> Tensor:
-        """Signal-to-noise ratio ᾱ_t / (1 - ᾱ_t), float64, for timesteps `t` (default: all T)."""
+        """Signal-to-noise ratio ᾱ_t / (1 - ᾱ_t), float64, for timesteps `t` (default: all T); ∞ at t = -1."""
         if t is None:
-            alphas_cumprod = self.alphas_cumprod
-        else:
-            alphas_cumprod = self._extended.to(t.device)[self._checked(t)]
-        return alphas_cumprod / (1 - alphas_cumprod)
+            return self.alphas_cumprod / (1 - self.alphas_cumprod)
+        table = self._extended / (1 - self._extended)
+        if t.device.type == "mps":  # Apple's GPUs have no float64
+            table = table.float()
+        return table.to(t.device)[self._checked(t)]
 
     def alpha_sigma(self, t: Tensor | int, like: Tensor) -> tuple[Tensor, Tensor]:
         """√ᾱ_t and √(1 - ᾱ_t), shaped to multiply the batch `like`.

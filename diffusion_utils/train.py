@@ -164,7 +164,7 @@ def configure(args: argparse.Namespace) -> tuple[TrainConfig, dict]:
     the run's own run.json."""
     stored = args.out / "run.json"
     if args.resume and stored.is_file():
-        about = json.loads(stored.read_text())
+        about = json.loads(stored.read_bytes())
         budget = {name: getattr(args, name) for name in BUDGET}
         asked = budget if any(value is not None for value in budget.values()) else {}
         asked |= {k: getattr(args, k) for k in FREE_ON_RESUME - {*BUDGET} if getattr(args, k) is not None}
@@ -221,7 +221,7 @@ def write_run(out: Path, config: TrainConfig, run: dict) -> dict:
             pretrained.copy(run["autoencoder"], inside)
         written["autoencoder"], run = OWN_AUTOENCODER, {**run, "autoencoder": inside}
     text = json.dumps({**written, "config": asdict(config)}, indent=2) + "\n"
-    write_atomically(out / "run.json", lambda path: path.write_text(text))
+    write_atomically(out / "run.json", lambda path: path.write_text(text, encoding="utf-8"))
     return run
 
 

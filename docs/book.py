@@ -87,7 +87,7 @@ def _write(folder: Path, drawn: Container[str] | None, root: Path) -> None:
         thumbnail(root / chapter["picture"], folder / chapter["small"])
         chapter["width"], chapter["height"] = size(folder / chapter["small"])
 
-    sheets = [(HERE / "book.css").read_text(), colours("light"), colours("dark")]
+    sheets = [(HERE / "book.css").read_text(encoding="utf-8"), colours("light"), colours("dark")]
     put(folder / "book.css", "\n".join(sheets).encode())
     put(folder / "book.js", (HERE / "book.js").read_bytes())
     put(folder / "math.woff", math_font("".join(formulas)))
@@ -137,7 +137,7 @@ def contents(root: Path) -> list[dict]:
     Returns:
         For each: its name, a picture with its alt text, and what the reader takes away, as HTML.
     """
-    lines = (root / "README.md").read_text().splitlines()
+    lines = (root / "README.md").read_text(encoding="utf-8").splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
     takes = next((row.index("what you take away") for row in rows if "what you take away" in row), None)
     chapters = []
@@ -157,7 +157,7 @@ def contents(root: Path) -> list[dict]:
 
 def repository(root: Path) -> str:
     """Address of the repository, without a slash at its end."""
-    return tomllib.loads((root / "pyproject.toml").read_text())["project"]["urls"]["Repository"].rstrip("/")
+    return tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Repository"].rstrip("/")
 
 
 def html(markdown: str) -> str:

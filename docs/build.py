@@ -1,7 +1,7 @@
 """Build what the pages in this folder need and what is not kept in the repository.
 
     pip install -e ".[docs]" && python docs/build.py
-    python -m http.server -d docs          # then open the address it says
+    python -m http.server -d docs          # then open http://localhost:8000
 
 It makes models/ (the networks as ONNX), vendor/ (the ONNX runtime for browsers, by npm) and book/ (the notebooks as
 pages).  Give some of these three as arguments to build only those.
