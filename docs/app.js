@@ -63,8 +63,8 @@ function conditions(about, seeds) {
   });
 }
 
-/** Draw what the form asks for; `from`: {t, x, seeds} to go on from noisy pictures instead of from noise. */
-async function draw(from) {
+/** Draw what the form asks for; `from`: {t, x, seeds} to go on from noisy pictures; `asked`: by the reader. */
+async function draw(from, asked = true) {
   if (!$("wishes").reportValidity()) return;
   const mine = ++drawing;
   const name = $("wishes").elements.model.value;
@@ -76,7 +76,7 @@ async function draw(from) {
     $("remark").textContent = about.words ? remark($("prompt").value, about.words, about.length) : "";
     const seeds = from?.seeds ?? Array.from({ length: Number($("count").value) }, (_, i) => Number($("seed").value) + i);
     const wish = about.words ? $("prompt").value.trim() || "any car" : $("kind").value || "each a kind of its own";
-    send({ name, about, seeds, wish, from, cond: conditions(about, seeds), scale: Number($("scale").value), steps: Number($("steps").value) });
+    send({ asked, name, about, seeds, wish, from, cond: conditions(about, seeds), scale: Number($("scale").value), steps: Number($("steps").value) });
   } catch (error) {
     if (mine === drawing) fail(error.message);
   }
@@ -91,6 +91,7 @@ function send(request) {
   });
   current = { request, frames: [], parts: parts.filter(({ seeds }) => seeds.length), started: performance.now() };
   setBusy(true);
+  if (request.asked) $("cars").scrollIntoView({ block: "nearest" }); // on a phone it may be out of sight
   for (const { worker, first, seeds } of current.parts) {
     const last = first + seeds.length;
     const { name, scale, steps, cond, from } = request;
@@ -215,7 +216,6 @@ function drown() {
 function drawOn() {
   if (!current?.done) return;
   const { seeds } = current.request;
-  $("cars").scrollIntoView({ block: "nearest" });
   draw({ t: Number($("t").value), x: noisyPictures(seeds.length), seeds });
 }
 
@@ -265,4 +265,4 @@ $("t").addEventListener("input", drown);
 showFields();
 
 if (navigator.connection?.saveData) say("Press Draw: up to 17 MB will be loaded first.", true);
-else draw();
+else draw(undefined, false);
