@@ -358,7 +358,8 @@ def visit(chromium):
         tab = chromium.new_context(**options).new_page()
         tab.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
         tab.on("pageerror", lambda error: complaints.append(str(error)))
-        tab.on("requestfailed", lambda request: complaints.append(request.url))
+        # A picture that is replaced before it has come is no fault.
+        tab.on("requestfailed", lambda request: complaints.append(request.url) if request.failure != "net::ERR_ABORTED" else None)
         tab.goto(f"http://127.0.0.1:{servers[-1].server_port}/{name}.html")
         return tab
 
