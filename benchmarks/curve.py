@@ -21,9 +21,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from diffusion_utils import drawing, pretrained
+from diffusion_utils.datasets import load_data
 from diffusion_utils.evaluation import Reference
 from diffusion_utils.files import write_atomically
-from diffusion_utils.datasets import load_data
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -31,10 +31,17 @@ RESULTS = Path(__file__).parent / "results"
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="the run's folder")
-    parser.add_argument("--only", type=int, nargs="+", metavar="IMAGES",
+    parser.add_argument(
+        "--only",
+        type=int,
+        nargs="+",
+        metavar="IMAGES",
         help="these snapshots, by the number in their name: the pictures of this run alone, without those of what "
-        "it began with; default: all")  # fmt: skip
-    parser.add_argument("--count", type=int, default=748, help="how many pictures to draw; default: as many as held out")
+        "it began with; default: all",
+    )
+    parser.add_argument(
+        "--count", type=int, default=748, help="how many pictures to draw; default: as many as held out"
+    )
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--ship", metavar="NAME", help="put this one snapshot's weights into the package")
     drawing.add_arguments(parser, weights=False)
@@ -75,10 +82,16 @@ def main(arguments: list[str] | None = None) -> None:
         args.weights, seeds = str(path), range(args.seed, args.seed + args.count)
         card, how = pretrained.card(path), drawing.settings(args)
         asked = {
-            "images_seen": card["images_seen"], **how, "guide": how["guide"] and "/".join(Path(how["guide"]).parts[-3:]),
-            "condition": args.condition, "seed": args.seed, "count": args.count,
-        }  # fmt: skip
-        same = [row for row in rows if all(row.get(key, drawing.DEFAULTS.get(key)) == value for key, value in asked.items())]
+            "images_seen": card["images_seen"],
+            **how,
+            "guide": how["guide"] and "/".join(Path(how["guide"]).parts[-3:]),
+            "condition": args.condition,
+            "seed": args.seed,
+            "count": args.count,
+        }
+        same = [
+            row for row in rows if all(row.get(key, drawing.DEFAULTS.get(key)) == value for key, value in asked.items())
+        ]
         if args.ship:
             if not same:
                 raise ValueError(f"{path} was not measured like that yet: run the same command without --ship first")
@@ -91,10 +104,17 @@ def main(arguments: list[str] | None = None) -> None:
         denoiser = drawing.load(args.weights, seeds, args.condition, how, args.device)
         pictures = drawing.draw(denoiser, seeds, card["size"], how["sampler"], how["steps"], args.device)
         errors = "held_out_error_of_x0_as_share_of_variance"
-        rows.append({
-            **asked, "parameters": card["parameters"], "seconds_of_training": card["seconds"], errors: card[errors],
-            "trained_on": card["machine"], **pretrained.machine(), **reference.evaluate(pictures),
-        })  # fmt: skip
+        rows.append(
+            {
+                **asked,
+                "parameters": card["parameters"],
+                "seconds_of_training": card["seconds"],
+                errors: card[errors],
+                "trained_on": card["machine"],
+                **pretrained.machine(),
+                **reference.evaluate(pictures),
+            }
+        )
         text = json.dumps(rows, indent=2, ensure_ascii=False) + "\n"
         write_atomically(out, lambda file, text=text: file.write_text(text, encoding="utf-8"))
         tqdm.write(f"{card['images_seen']:,} images: KID {rows[-1]['generated']['kid']}")

@@ -94,16 +94,23 @@ def main(arguments: list[str] | None = None) -> None:
             seconds[name].append(time.perf_counter() - started)
     first = seconds["as advised"]
     results = {
-        "weights": args.weights, **how, "size": size, "pictures": len(SEEDS), "threads": torch.get_num_threads(),
-        **pretrained.machine(), "ways": {},
-    }  # fmt: skip
+        "weights": args.weights,
+        **how,
+        "size": size,
+        "pictures": len(SEEDS),
+        "threads": torch.get_num_threads(),
+        **pretrained.machine(),
+        "ways": {},
+    }
     print(f"{'':28}  parameters  steps  seconds  ratio")
     for name, (_, net, taken) in ways.items():
         ratio = median(each / reference for each, reference in zip(seconds[name], first))
         results["ways"][name] = {
-            "parameters": networks.count_parameters(net), "steps": taken,
-            "seconds": round(median(seconds[name]), 3), "ratio": round(ratio, 3),
-        }  # fmt: skip
+            "parameters": networks.count_parameters(net),
+            "steps": taken,
+            "seconds": round(median(seconds[name]), 3),
+            "ratio": round(ratio, 3),
+        }
         print(f"{name:28}  {networks.count_parameters(net):10,}  {taken:5}  {median(seconds[name]):7.2f}  {ratio:5.2f}")
     text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
     write_atomically(args.out, lambda path: path.write_text(text, encoding="utf-8"))

@@ -16,9 +16,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from diffusion_utils import drawing, pretrained
+from diffusion_utils.datasets import load_data
 from diffusion_utils.evaluation import Reference
 from diffusion_utils.files import write_atomically
-from diffusion_utils.datasets import load_data
 
 COUNT = 256
 RESULTS = Path(__file__).parent / "results"
@@ -73,12 +73,20 @@ def main(arguments: list[str] | None = None) -> None:
         denoiser = drawing.load(args.weights, seeds, how=how)
         started = time.perf_counter()
         pictures = drawing.draw(denoiser, seeds, card["size"], how["sampler"], how["steps"])
-        rows.append({
-            "way": name, "weights": args.weights, "images_seen": card["images_seen"], "data": description, **how,
-            "guide": how["guide"] and "/".join(Path(how["guide"]).parts[-3:]), "count": args.count,
-            "seconds_of_drawing": round(time.perf_counter() - started, 1), **pretrained.machine(),
-            **reference.evaluate(pictures),
-        })  # fmt: skip
+        rows.append(
+            {
+                "way": name,
+                "weights": args.weights,
+                "images_seen": card["images_seen"],
+                "data": description,
+                **how,
+                "guide": how["guide"] and "/".join(Path(how["guide"]).parts[-3:]),
+                "count": args.count,
+                "seconds_of_drawing": round(time.perf_counter() - started, 1),
+                **pretrained.machine(),
+                **reference.evaluate(pictures),
+            }
+        )
         text = json.dumps(rows, indent=2, ensure_ascii=False) + "\n"
         write_atomically(path, lambda file, text=text: file.write_text(text, encoding="utf-8"))
         tqdm.write(f"{name}: KID × 1000 {1000 * rows[-1]['generated']['kid']:.0f}")

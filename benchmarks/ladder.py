@@ -24,12 +24,12 @@ from tqdm import tqdm
 from diffusion_utils import networks, pretrained
 from diffusion_utils.config import TrainConfig
 from diffusion_utils.data import root_mean_square, stanford_cars
+from diffusion_utils.datasets import NON_COMMERCIAL
 from diffusion_utils.drawing import draw
 from diffusion_utils.evaluation import Reference, error_per_timestep
 from diffusion_utils.files import write_atomically
 from diffusion_utils.networks import count_parameters
 from diffusion_utils.prediction import Denoiser
-from diffusion_utils.datasets import NON_COMMERCIAL
 from diffusion_utils.training import load_checkpoint, train
 
 SIZE, IMAGES, BATCH = 32, 76_800, 64
@@ -49,9 +49,10 @@ MAIN, MAIN_ASKED = BASE, "sample"  # "none-sample", the best KID of all skips an
 def row(about: str, prediction_type: str, network: dict, frame: str = "crop", **settings) -> dict:
     """One row: what it shows, which pictures it sees, and its settings for `TrainConfig`."""
     return {
-        "about": about, "frame": frame,
+        "about": about,
+        "frame": frame,
         "settings": {"prediction_type": prediction_type, "network": network, **settings},
-    }  # fmt: skip
+    }
 
 
 def change(about: str, network: dict | None = None, **settings) -> dict:
@@ -65,12 +66,14 @@ ROWS = {
     "first-sample": row("the same network asked for x₀", "sample", FIRST),
     "stride-16": row("stride 16", "sample", {**FIRST, "channels": [16, 32, 48, 64, 88]}),
     "stride-8": row("stride 8", "sample", {**FIRST, "channels": [16, 32, 64, 112]}),
-    "decoder-blocks": row("residual blocks in the decoder", "sample",
-                          {**FIRST, "channels": [16, 32, 64, 96], "decoder_depth": 1}),
+    "decoder-blocks": row(
+        "residual blocks in the decoder", "sample", {**FIRST, "channels": [16, 32, 64, 96], "decoder_depth": 1}
+    ),
     # Every way past the bottleneck, asked for everything.
     **{
         f"{skip}-{kind}": row(f"skips: {skip}, asked for {kind}", kind, {**BASE, "skip": skip})
-        for kind in ("sample", "epsilon", "v_prediction", "edm") for skip in SKIPS
+        for kind in ("sample", "epsilon", "v_prediction", "edm")
+        for skip in SKIPS
     },
     # Single changes to MAIN.  (With a full-resolution stem it is "decoder-blocks".)
     "no-timestep": change("blind to the timestep", {"timestep": False}),
@@ -88,7 +91,9 @@ ROWS = {
     "no-decay-raw": change("constant learning rate, last weights", decay_fraction=0.0),
     "full-frame": change("whole photographs instead of cut-out cars", frame="frame"),
     # The changes that helped, together.
-    "best": change("Muon, nearest neighbour, attention at 16×16", {"upsample": "nearest", "attention": [2]}, optimizer="muon"),
+    "best": change(
+        "Muon, nearest neighbour, attention at 16×16", {"upsample": "nearest", "attention": [2]}, optimizer="muon"
+    ),
     # Other networks of the same size.
     "segnet-epsilon": row("SegNet, asked for ε", "epsilon", SEGNET),
     "segnet-sample": row("SegNet, asked for x₀", "sample", SEGNET),
@@ -98,7 +103,7 @@ ROWS = {
     "size-1": change("1 million parameters", {"channels": [40, 80, 120]}),
     "size-2": change("2 million parameters", {"channels": [56, 120, 176]}),
     "size-4": change("4 million parameters", {"channels": [80, 168, 248]}),
-}  # fmt: skip
+}
 # Rows whose averaged and last weights are both measured share one training.
 SAME_RUN = {"no-decay-raw": "no-decay"}
 TWICE = ["none-sample", "muon"]  # with two seeds: what the rest is compared with, and the closest call
@@ -106,8 +111,13 @@ TWICE = ["none-sample", "muon"]  # with two seeds: what the rest is compared wit
 
 def configuration(name: str, seed: int, sigma_data: float) -> TrainConfig:
     """The whole configuration of a row."""
-    settings = {"images": IMAGES, "batch_size": BATCH, "warmup_steps": 100, "sigma_data": sigma_data,
-                **ROWS[name]["settings"]}  # fmt: skip
+    settings = {
+        "images": IMAGES,
+        "batch_size": BATCH,
+        "warmup_steps": 100,
+        "sigma_data": sigma_data,
+        **ROWS[name]["settings"],
+    }
     return TrainConfig(**settings, seed=seed, log_every=50, checkpoint_every=200)
 
 
@@ -132,14 +142,22 @@ def train_row(name: str, seed: int, folder: Path) -> None:
     if record.stopped:
         sys.exit("stopped and saved; the same command goes on")
     card = {
-        "network": config.network, "prediction_type": config.prediction_type, "sigma_data": config.sigma_data,
-        "schedule": config.schedule, "num_train_timesteps": config.num_train_timesteps,
-        "zero_terminal_snr": config.zero_terminal_snr, "size": SIZE,
+        "network": config.network,
+        "prediction_type": config.prediction_type,
+        "sigma_data": config.sigma_data,
+        "schedule": config.schedule,
+        "num_train_timesteps": config.num_train_timesteps,
+        "zero_terminal_snr": config.zero_terminal_snr,
+        "size": SIZE,
         "parameters": count_parameters(record.denoiser.net),
         "macs": pretrained.count_macs(record.denoiser.net, (3, SIZE, SIZE)),
-        "images_seen": record.images, "steps": record.step, "seconds": round(record.seconds),
-        "training_loss": round(record.loss, 5), **pretrained.machine(), "config": asdict(config),
-    }  # fmt: skip
+        "images_seen": record.images,
+        "steps": record.step,
+        "seconds": round(record.seconds),
+        "training_loss": round(record.loss, 5),
+        **pretrained.machine(),
+        "config": asdict(config),
+    }
     pretrained.save(folder / "weights.safetensors", record.denoiser, card, dtype=torch.float32)
     if name in SAME_RUN.values():
         last = networks.build(**config.network)
@@ -155,12 +173,19 @@ def measure_row(name: str, seed: int, folder: Path, reference: Reference) -> dic
     errors = error_per_timestep(denoiser, reference.held_out, TIMESTEPS)
     drawn = draw(denoiser, range(COUNT), SIZE, SAMPLER, STEPS, "cpu")
     return {
-        "row": name, "seed": seed, "about": about["about"], "frame": about["frame"], **card,
-        "data": f"Stanford Cars train, {reference.num_train} at {SIZE}×{SIZE}", "licence": NON_COMMERCIAL,
+        "row": name,
+        "seed": seed,
+        "about": about["about"],
+        "frame": about["frame"],
+        **card,
+        "data": f"Stanford Cars train, {reference.num_train} at {SIZE}×{SIZE}",
+        "licence": NON_COMMERCIAL,
         "held_out_error_of_x0_as_share_of_variance": {f"t={t}": round(e, 4) for t, e in zip(TIMESTEPS, errors)},
-        "sampler": SAMPLER, "sampler_steps": STEPS, "sample_seeds": f"0 … {COUNT - 1}",
+        "sampler": SAMPLER,
+        "sampler_steps": STEPS,
+        "sample_seeds": f"0 … {COUNT - 1}",
         **reference.evaluate(drawn),
-    }  # fmt: skip
+    }
 
 
 def ship(name: str, results: Path, runs: Path) -> Path:

@@ -48,7 +48,9 @@ def middle(net: nn.Module) -> list[str]:
     """The name of the last residual block before the picture is enlarged again."""
     blocks = [name for name, part in net.named_modules() if ".encoder." in name and isinstance(part, ResBlock)]
     if not blocks:
-        raise ValueError("a network without residual blocks cannot be drawn with without its middle: choose ways with --only")
+        raise ValueError(
+            "a network without residual blocks cannot be drawn with without its middle: choose ways with --only"
+        )
     return blocks[-1:]
 
 
@@ -63,17 +65,24 @@ def setting(weights: str, way: str) -> dict:
 def cost(weights: str) -> dict:
     """What a network is, and what its training took; its autoencoder's, where it has one."""
     card, denoiser = pretrained.card(weights), pretrained.load(weights)
-    about = {"parameters": card["parameters"], "macs": card["macs"], "images_seen": card["images_seen"],
-             "seconds_of_training": card["seconds"]}  # fmt: skip
+    about = {
+        "parameters": card["parameters"],
+        "macs": card["macs"],
+        "images_seen": card["images_seen"],
+        "seconds_of_training": card["seconds"],
+    }
     encoder = denoiser.autoencoder
     if encoder is not None:
         shape = encoder.latent_shape(card["size"], card["size"])
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             encoder.decode(torch.zeros(1, *shape))
         before = pretrained.card(pretrained.autoencoder_of(weights))
-        about |= {"latent": list(shape), "autoencoders_seconds": before["seconds"],
-                  "decoders_parameters": networks.count_parameters(encoder.decoder),
-                  "decoders_macs": counter.get_total_flops() // 2}  # fmt: skip
+        about |= {
+            "latent": list(shape),
+            "autoencoders_seconds": before["seconds"],
+            "decoders_parameters": networks.count_parameters(encoder.decoder),
+            "decoders_macs": counter.get_total_flops() // 2,
+        }
     return about
 
 
@@ -95,14 +104,18 @@ def times(all_weights: list[str], rounds: int) -> dict:
             taken.append(time.perf_counter() - started)
     first = seconds[all_weights[0]][1:]  # the first round warms up
     return {
-        "pictures": 16, "steps": 20, "threads": torch.get_num_threads(), **pretrained.machine(),
+        "pictures": 16,
+        "steps": 20,
+        "threads": torch.get_num_threads(),
+        **pretrained.machine(),
         "networks": {
             name_of(weights): {
                 "seconds": round(median(taken[1:]), 3),
                 "ratio": round(median(each / other for each, other in zip(taken[1:], first)), 3),
-            } for weights, taken in seconds.items()
+            }
+            for weights, taken in seconds.items()
         },
-    }  # fmt: skip
+    }
 
 
 def store(path: Path, found: dict) -> None:
@@ -113,7 +126,9 @@ def store(path: Path, found: dict) -> None:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("weights", nargs="+", help="of networks that take captions")
-    parser.add_argument("--autoencoders", nargs="*", default=["stanford-cars-autoencoder-4", "stanford-cars-autoencoder-8"])
+    parser.add_argument(
+        "--autoencoders", nargs="*", default=["stanford-cars-autoencoder-4", "stanford-cars-autoencoder-8"]
+    )
     parser.add_argument("--only", nargs="+", choices=WAYS, metavar="WAY", help=f"some of: {'; '.join(WAYS)}")
     parser.add_argument("--count", type=int, default=748, help="how many held-out captions")
     parser.add_argument("--rounds", type=int, default=5, help="of measuring times")
@@ -126,7 +141,9 @@ def main(arguments: list[str] | None = None) -> None:
             raise ValueError(f"{weights} takes no prompts: train some with --condition caption")
     size, names = pretrained.card(args.weights[0])["size"], [name_of(weights) for weights in args.weights]
     if len(set(names)) < len(names) or {pretrained.card(weights)["size"] for weights in args.weights} != {size}:
-        raise ValueError("weights are kept by their names and drawn at one size: give weights of different names and one size")
+        raise ValueError(
+            "weights are kept by their names and drawn at one size: give weights of different names and one size"
+        )
     if args.speed:
         found = times(args.weights, args.rounds)
         store(args.results / "latent-speed.json", found)
@@ -146,17 +163,30 @@ def main(arguments: list[str] | None = None) -> None:
             found["autoencoders"][name] = {**about, **row, **pretrained.machine()}
             store(path, found)
         row = found["autoencoders"][name]
-        print(f"{name}: {row['psnr']} dB, SSIM {row['ssim']}, KID × 1000 {1000 * row['generated']['kid']:.1f}", flush=True)
+        print(
+            f"{name}: {row['psnr']} dB, SSIM {row['ssim']}, KID × 1000 {1000 * row['generated']['kid']:.1f}", flush=True
+        )
     texts, real, judge = cars_judge(args, size)
     for weights in args.weights:
         about, name = cost(weights), name_of(weights)
         for way in args.only or WAYS:
-            if any((row["weights"], row["way"], row["images_seen"], row["count"]) == (name, way, about["images_seen"], len(texts))
-                   for row in found["networks"]):  # fmt: skip
+            if any(
+                (row["weights"], row["way"], row["images_seen"], row["count"])
+                == (name, way, about["images_seen"], len(texts))
+                for row in found["networks"]
+            ):
                 continue
             how = setting(weights, way)
-            row = {"way": way, "weights": name, **about, **how, "count": len(texts), **pretrained.machine(), "real": real,
-                   **judge(draw(weights, texts, how, size))}  # fmt: skip
+            row = {
+                "way": way,
+                "weights": name,
+                **about,
+                **how,
+                "count": len(texts),
+                **pretrained.machine(),
+                "real": real,
+                **judge(draw(weights, texts, how, size)),
+            }
             found["networks"].append(row)
             store(path, found)
             scores = row["generated"]

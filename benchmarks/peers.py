@@ -40,16 +40,16 @@ from torch.optim.swa_utils import AveragedModel
 
 from diffusion_utils import drawing, networks, pretrained
 from diffusion_utils.data import to_uint8
+from diffusion_utils.datasets import load_data
 from diffusion_utils.evaluation import Reference
 from diffusion_utils.files import write_atomically
 from diffusion_utils.memory import keep_freed_memory
 from diffusion_utils.optimizers import Muon
 from diffusion_utils.plotting import save_grid
 from diffusion_utils.prediction import Denoiser, target
+from diffusion_utils.presets import PRESETS
 from diffusion_utils.sampling import sample
 from diffusion_utils.schedule import Schedule, make_schedule
-from diffusion_utils.datasets import load_data
-from diffusion_utils.presets import PRESETS
 from diffusion_utils.training import TrainConfig, bf16_is_native, ema_update, make_batch
 
 RESULTS = Path(__file__).parent / "results"
@@ -176,9 +176,14 @@ def diffusers_unet(size: int) -> nn.Module:
     down = ["DownBlock2D"] * 4 + ["AttnDownBlock2D", "DownBlock2D"]
     up = ["UpBlock2D", "AttnUpBlock2D"] + ["UpBlock2D"] * 4
     net = UNet2DModel(
-        sample_size=size, in_channels=3, out_channels=3, layers_per_block=2,
-        block_out_channels=(128, 128, 256, 256, 512, 512), down_block_types=down, up_block_types=up,
-    )  # fmt: skip
+        sample_size=size,
+        in_channels=3,
+        out_channels=3,
+        layers_per_block=2,
+        block_out_channels=(128, 128, 256, 256, 512, 512),
+        down_block_types=down,
+        up_block_types=up,
+    )
     return Wrapped(net, lambda net, x_t, t: net(x_t, t).sample)
 
 
@@ -206,29 +211,43 @@ PEERS = {
     "ours": Peer(
         "the preset of `python -m diffusion_utils.train --data stanford_cars --optimizer muon "
         "--learning-rate 2e-3`, without body types",
-        ours, lambda: make_schedule("cosine"), lambda net: Muon(net, 2e-3, 0.01), "sample", warmup_steps=100,
+        ours,
+        lambda: make_schedule("cosine"),
+        lambda net: Muon(net, 2e-3, 0.01),
+        "sample",
+        warmup_steps=100,
     ),
     "plain U-Net": Peer(
         "the U-Net of the Stanford Cars tutorial (DeepFindr): BatchNorm, T = 300, linear β, L1 loss on ε",
-        lambda size: PlainUNet(), plain_schedule, lambda net: Adam(net.parameters(), 1e-3), loss=l1,
+        lambda size: PlainUNet(),
+        plain_schedule,
+        lambda net: Adam(net.parameters(), 1e-3),
+        loss=l1,
         batch_size=128,
     ),
     "denoising-diffusion-pytorch": Peer(
         "Unet(dim=64) with GaussianDiffusion's defaults (v, sigmoid schedule), trained as in the README",
-        ddpm_pytorch_unet, ddpm_pytorch_schedule, lambda net: Adam(net.parameters(), 8e-5, (0.9, 0.99)),
-        "v_prediction", l2_by_signal,
+        ddpm_pytorch_unet,
+        ddpm_pytorch_schedule,
+        lambda net: Adam(net.parameters(), 8e-5, (0.9, 0.99)),
+        "v_prediction",
+        l2_by_signal,
     ),
     "diffusers": Peer(
         "UNet2DModel as in diffusers' example of unconditional training (train_unconditional.py): ε, linear β",
-        diffusers_unet, lambda: make_schedule("linear"),
-        lambda net: AdamW(net.parameters(), 1e-4, (0.95, 0.999), weight_decay=1e-6), batch_size=16,
+        diffusers_unet,
+        lambda: make_schedule("linear"),
+        lambda net: AdamW(net.parameters(), 1e-4, (0.95, 0.999), weight_decay=1e-6),
+        batch_size=16,
     ),
     "smalldiffusion": Peer(
         "Scaled(Unet) as in smalldiffusion's CIFAR-10 example (cifar_unet.py): ε, sigmoid schedule; its batch "
         "of 256 is 64 here, which gives it four times as many steps",
-        smalldiffusion_unet, smalldiffusion_schedule, lambda net: AdamW(net.parameters(), 2e-4),
+        smalldiffusion_unet,
+        smalldiffusion_schedule,
+        lambda net: AdamW(net.parameters(), 2e-4),
     ),
-}  # fmt: skip
+}
 
 
 def fit(peer: Peer, size: int, images: Tensor, device: torch.device, **budget: float) -> tuple[Denoiser, dict]:
@@ -240,9 +259,12 @@ def fit(peer: Peer, size: int, images: Tensor, device: torch.device, **budget: f
     schedule = peer.schedule()
     optimizer = peer.optimizer(net)
     config = TrainConfig(
-        **budget, batch_size=peer.batch_size, learning_rate=optimizer.param_groups[0]["lr"],
-        warmup_steps=peer.warmup_steps, num_train_timesteps=schedule.num_train_timesteps,
-    )  # fmt: skip
+        **budget,
+        batch_size=peer.batch_size,
+        learning_rate=optimizer.param_groups[0]["lr"],
+        warmup_steps=peer.warmup_steps,
+        num_train_timesteps=schedule.num_train_timesteps,
+    )
     images, step, seconds, progress = images.to(device), 0, 0.0, 0.0
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -265,10 +287,12 @@ def fit(peer: Peer, size: int, images: Tensor, device: torch.device, **budget: f
         progress = config.progress(step, seconds)
     settle_batch_norm(ema.module, (make_batch(images, step + i, config) for i in range(20)), schedule)
     took = {
-        "steps": step, "images_seen": step * peer.batch_size, "seconds": round(seconds, 1),
+        "steps": step,
+        "images_seen": step * peer.batch_size,
+        "seconds": round(seconds, 1),
         "images_per_second": round(step * peer.batch_size / seconds, 1),
         "peak_memory_mib": peak_memory_mib(device),
-    }  # fmt: skip
+    }
     return Denoiser(ema.module, schedule, peer.prediction_type), took
 
 
@@ -314,13 +338,23 @@ def measure(name: str, args: argparse.Namespace) -> dict:
         seconds_for_16.append(time.perf_counter() - started)
     drawn = torch.cat([draw(range(i, min(i + 64, args.count))) for i in range(0, args.count, 64)])
     result = {
-        "peer": name, "about": peer.about, "parameters": networks.count_parameters(denoiser.net),
-        "macs": pretrained.count_macs(denoiser.net, shape), "prediction_type": peer.prediction_type,
-        "schedule": denoiser.schedule.name, "batch_size": peer.batch_size, "minutes": args.minutes, "count": args.count,
-        "size": args.size, "data": description, **took,
-        "seconds_to_draw_16": round(median(seconds_for_16), 3), "sampler": SAMPLER, "sampler_steps": STEPS,
+        "peer": name,
+        "about": peer.about,
+        "parameters": networks.count_parameters(denoiser.net),
+        "macs": pretrained.count_macs(denoiser.net, shape),
+        "prediction_type": peer.prediction_type,
+        "schedule": denoiser.schedule.name,
+        "batch_size": peer.batch_size,
+        "minutes": args.minutes,
+        "count": args.count,
+        "size": args.size,
+        "data": description,
+        **took,
+        "seconds_to_draw_16": round(median(seconds_for_16), 3),
+        "sampler": SAMPLER,
+        "sampler_steps": STEPS,
         **pretrained.machine(),
-    }  # fmt: skip
+    }
     result |= Reference(train, held_out).evaluate(drawn)
     return {**result, "first_16": drawn[:16]}
 
@@ -335,11 +369,19 @@ def measure_shipped(name: str, args: argparse.Namespace) -> dict:
     drawn = F.interpolate(drawn, (args.size, args.size), mode="bicubic", antialias=True).round().clamp(0, 255)
     kept = ("parameters", "macs", "images_seen", "seconds")
     return {
-        "peer": name, "about": "weights of the package, after a training of their own", "minutes": None,
-        "count": args.count, "size": args.size, "drawn_at": card["size"], "data": description,
-        **{key: card[key] for key in kept}, "drawing": how, "trained_on": card["machine"], **pretrained.machine(),
+        "peer": name,
+        "about": "weights of the package, after a training of their own",
+        "minutes": None,
+        "count": args.count,
+        "size": args.size,
+        "drawn_at": card["size"],
+        "data": description,
+        **{key: card[key] for key in kept},
+        "drawing": how,
+        "trained_on": card["machine"],
+        **pretrained.machine(),
         **Reference(train, held_out).evaluate(drawn.to(torch.uint8)),
-    }  # fmt: skip
+    }
 
 
 def table(results: list[dict]) -> str:
@@ -355,8 +397,9 @@ def table(results: list[dict]) -> str:
     for r in results:
         lines.append(
             f"| {r['peer']} | {r['parameters'] / 1e6:.1f} M | {r['macs'] / 1e6:,.0f} M "
-            f"| {cell(r, 'images_per_second', '.0f')} | {r['images_seen']:,} | {cell(r, 'seconds_to_draw_16', '.1f', ' s')} "
-            f"| {cell(r, 'peak_memory_mib', ',', ' MiB')} | {r['generated']['kid']:.3f} ± {r['generated']['kid_std']:.3f} |"
+            f"| {cell(r, 'images_per_second', '.0f')} | {r['images_seen']:,} "
+            f"| {cell(r, 'seconds_to_draw_16', '.1f', ' s')} | {cell(r, 'peak_memory_mib', ',', ' MiB')} "
+            f"| {r['generated']['kid']:.3f} ± {r['generated']['kid_std']:.3f} |"
         )
     return "\n".join(lines)
 

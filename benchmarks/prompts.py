@@ -44,10 +44,16 @@ CARS_WAYS = {
     "not guided": SHIFT,
     **{f"classifier-free, w = {scale:g}": {**SHIFT, "guidance_scale": scale} for scale in (2, 4)},
     "without encoder.7, w = 3": {**SHIFT, "guidance_scale": 3, "skip_layers": MIDDLE},
-    **{f"without encoder.7 and caption, w = {scale:g}": {
-        **SHIFT, "guidance_scale": scale, "skip_layers": MIDDLE, "guide_described": False,
-    } for scale in (2, 3, 4)},
-}  # fmt: skip
+    **{
+        f"without encoder.7 and caption, w = {scale:g}": {
+            **SHIFT,
+            "guidance_scale": scale,
+            "skip_layers": MIDDLE,
+            "guide_described": False,
+        }
+        for scale in (2, 3, 4)
+    },
+}
 
 
 def draw(weights: str, texts: list[str], how: dict, size: int) -> Tensor:
@@ -55,8 +61,15 @@ def draw(weights: str, texts: list[str], how: dict, size: int) -> Tensor:
     denoiser, net = drawing.load(weights, [0], "none", {**drawing.DEFAULTS}), pretrained.load(weights).net
     guide = skip_layers(denoiser, how["skip_layers"]) if how["skip_layers"] else None
     interval = how["interval"] and tuple(how["interval"])
-    guided = Guided(denoiser, net.tokenizer.encode(texts), guide, how["guidance_scale"], interval, how["time_shift"],
-                    how["guide_described"])  # fmt: skip
+    guided = Guided(
+        denoiser,
+        net.tokenizer.encode(texts),
+        guide,
+        how["guidance_scale"],
+        interval,
+        how["time_shift"],
+        how["guide_described"],
+    )
     return drawing.draw(guided, range(len(texts)), size, how["sampler"], how["steps"])
 
 
@@ -82,7 +95,11 @@ def cars_judge(args: argparse.Namespace, size: int) -> tuple[list[str], dict, Ca
     reference = Reference(train.images, held_out.images)
     reader = FeatureReader(reference.seen_features, train.body_types().repeat(2))  # mirrored ones, too
     few = slice(args.count)
-    texts, bodies, paints = [each[0] for each in captions(held_out)][few], held_out.body_types()[few], colours(held_out.images)[few]
+    texts, bodies, paints = (
+        [each[0] for each in captions(held_out)][few],
+        held_out.body_types()[few],
+        colours(held_out.images)[few],
+    )
 
     def judge(pictures: Tensor, with_kid: bool = True) -> dict:
         rows = features.features(pictures)
@@ -136,10 +153,17 @@ def main(arguments: list[str] | None = None) -> None:
         how, started = {**drawing.DEFAULTS, **ways[way]}, time.perf_counter()
         pictures = draw(args.weights, texts, how, card["size"])
         row = {
-            "way": way, "weights": name, "images_seen": card["images_seen"], "seconds_of_training": card["seconds"],
-            **how, "count": len(texts), "seconds_of_drawing": round(time.perf_counter() - started, 1),
-            **pretrained.machine(), "real": real, **judge(pictures),
-        }  # fmt: skip
+            "way": way,
+            "weights": name,
+            "images_seen": card["images_seen"],
+            "seconds_of_training": card["seconds"],
+            **how,
+            "count": len(texts),
+            "seconds_of_drawing": round(time.perf_counter() - started, 1),
+            **pretrained.machine(),
+            "real": real,
+            **judge(pictures),
+        }
         rows.append(row)
         text = json.dumps(rows, indent=2, ensure_ascii=False) + "\n"
         write_atomically(path, lambda file, text=text: file.write_text(text, encoding="utf-8"))

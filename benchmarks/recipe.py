@@ -20,29 +20,46 @@ from tqdm import tqdm
 
 from diffusion_utils import networks, pretrained
 from diffusion_utils.data import root_mean_square
+from diffusion_utils.datasets import load_data
 from diffusion_utils.evaluation import error_per_timestep
 from diffusion_utils.files import write_atomically
-from diffusion_utils.datasets import load_data
 from diffusion_utils.presets import CARS, CARS_1M
 from diffusion_utils.training import TrainConfig, train
 
 RESULT = Path(__file__).parent / "results" / "recipe.json"
 SIZE, TIMESTEPS, HELD_OUT = 64, (19, 99, 299, 499, 699, 899), 512
 COARSE = {
-    "name": "resnet", "channels": [64, 96], "depth": [2, 2], "decoder_depth": 2, "stem": 4, "skip": "add",
-    "upsample": "nearest", "patch_head": True, "attention": [8], "embedding_dim": 64,
-}  # fmt: skip
+    "name": "resnet",
+    "channels": [64, 96],
+    "depth": [2, 2],
+    "decoder_depth": 2,
+    "stem": 4,
+    "skip": "add",
+    "upsample": "nearest",
+    "patch_head": True,
+    "attention": [8],
+    "embedding_dim": 64,
+}
 # One line per candidate: what it is, its network, and what differs in its training.
 CANDIDATES = {
     "chosen": ("4 resolutions, 2×2 patches, learning rate 0.002", CARS_1M, {"learning_rate": 2e-3}),
     "slower": ("the same, learning rate 0.001", CARS_1M, {}),
-    "weighted": ("as chosen, errors weighted by the SNR, from 1 to 5", CARS_1M, {
-        "learning_rate": 2e-3, "min_snr_gamma": 5.0, "snr_floor": 1.0}),
-    "min-SNR": ("as chosen, errors weighted by the SNR, up to 5", CARS_1M, {
-        "learning_rate": 2e-3, "min_snr_gamma": 5.0}),
+    "weighted": (
+        "as chosen, errors weighted by the SNR, from 1 to 5",
+        CARS_1M,
+        {"learning_rate": 2e-3, "min_snr_gamma": 5.0, "snr_floor": 1.0},
+    ),
+    "min-SNR": (
+        "as chosen, errors weighted by the SNR, up to 5",
+        CARS_1M,
+        {"learning_rate": 2e-3, "min_snr_gamma": 5.0},
+    ),
     "no attention": ("as slower, without attention", {**CARS_1M, "attention": []}, {}),
-    "shallow": ("3 resolutions, 2×2 patches", {
-        **CARS_1M, "channels": [32, 64, 112], "depth": [1, 1, 2], "attention": [8]}, {}),
+    "shallow": (
+        "3 resolutions, 2×2 patches",
+        {**CARS_1M, "channels": [32, 64, 112], "depth": [1, 1, 2], "attention": [8]},
+        {},
+    ),
     "fast": ("3 resolutions, 4×4 patches", {**CARS_1M, "channels": [64, 80, 96], "stem": 4}, {}),
     "coarse": ("2 resolutions, 4×4 patches", COARSE, {}),
     "coarse, EDM": ("the same, asked as EDM asks", COARSE, {"prediction_type": "edm"}),
@@ -50,16 +67,24 @@ CANDIDATES = {
     "coarse, no skips": ("the same without skips", {**COARSE, "skip": "none"}, {}),
     "coarse, attention 16": ("the same with attention at 16×16 as well", {**COARSE, "attention": [4, 8]}, {}),
     "first": ("the network of notebooks 02 and 03", CARS, {}),
-}  # fmt: skip
+}
 TWICE = ("chosen", "slower", "weighted", "fast", "coarse")  # what decided
 
 
 def configuration(name: str, seed: int, minutes: float, sigma_data: float) -> TrainConfig:
     _, network, changes = CANDIDATES[name]
-    return TrainConfig(**{
-        "network": network, "minutes": minutes, "seed": seed, "optimizer": "muon", "warmup_steps": 100,
-        "sigma_data": sigma_data, "log_every": 50, **changes,
-    })  # fmt: skip
+    return TrainConfig(
+        **{
+            "network": network,
+            "minutes": minutes,
+            "seed": seed,
+            "optimizer": "muon",
+            "warmup_steps": 100,
+            "sigma_data": sigma_data,
+            "log_every": 50,
+            **changes,
+        }
+    )
 
 
 def measure(name: str, seed: int, minutes: float) -> dict:
@@ -75,12 +100,19 @@ def measure(name: str, seed: int, minutes: float) -> dict:
     errors = error_per_timestep(record.denoiser, held_out[:HELD_OUT], TIMESTEPS)
     net = record.denoiser.net
     return {
-        "candidate": name, "about": CANDIDATES[name][0], "seed": seed, "minutes": minutes,
-        "parameters": networks.count_parameters(net), "macs": pretrained.count_macs(net, (3, SIZE, SIZE)),
-        "images_seen": record.images, "training_loss": round(record.loss, 5),
+        "candidate": name,
+        "about": CANDIDATES[name][0],
+        "seed": seed,
+        "minutes": minutes,
+        "parameters": networks.count_parameters(net),
+        "macs": pretrained.count_macs(net, (3, SIZE, SIZE)),
+        "images_seen": record.images,
+        "training_loss": round(record.loss, 5),
         "held_out_error_of_x0_as_share_of_variance": {f"t={t}": round(e, 4) for t, e in zip(TIMESTEPS, errors)},
-        "data": description, **pretrained.machine(), "config": asdict(config),
-    }  # fmt: skip
+        "data": description,
+        **pretrained.machine(),
+        "config": asdict(config),
+    }
 
 
 def table(results: list[dict]) -> str:
@@ -97,8 +129,9 @@ def table(results: list[dict]) -> str:
         images = sum(r["images_seen"] for r in rows) // len(rows)
         lines.append(
             f"| {name}: {rows[0]['about']} | {rows[0]['parameters']:,} | {rows[0]['macs'] / 1e6:.0f} | {images:,} | "
-            + " | ".join(f"{e:.4f}" for e in errors) + " |"
-        )  # fmt: skip
+            + " | ".join(f"{e:.4f}" for e in errors)
+            + " |"
+        )
     return "\n".join(lines)
 
 

@@ -16,10 +16,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from diffusion_utils import pretrained
+from diffusion_utils.datasets import load_data
 from diffusion_utils.drawing import draw
 from diffusion_utils.evaluation import Reference
 from diffusion_utils.files import write_atomically
-from diffusion_utils.datasets import load_data
 
 COUNT = 256
 SAMPLERS = ("ddpm", "ddim", "dpm_solver_pp")
@@ -45,11 +45,19 @@ def main(arguments: list[str] | None = None) -> None:
         started = time.perf_counter()
         drawn = draw(denoiser, range(args.count), size, sampler, steps, "cpu")
         seconds = time.perf_counter() - started
-        results.append({
-            "weights": args.weights, "data": description, "size": size, "sampler": sampler, "steps": steps,
-            "sample_seeds": f"0 … {args.count - 1}", "seconds_of_drawing": round(seconds, 1),
-            **pretrained.machine(), **reference.evaluate(drawn),
-        })  # fmt: skip
+        results.append(
+            {
+                "weights": args.weights,
+                "data": description,
+                "size": size,
+                "sampler": sampler,
+                "steps": steps,
+                "sample_seeds": f"0 … {args.count - 1}",
+                "seconds_of_drawing": round(seconds, 1),
+                **pretrained.machine(),
+                **reference.evaluate(drawn),
+            }
+        )
         text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
         write_atomically(path, lambda file, text=text: file.write_text(text, encoding="utf-8"))
 

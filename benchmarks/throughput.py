@@ -75,9 +75,7 @@ def measure(
     while len(rounds) < 3 or time.perf_counter() - started < seconds:
         rounds.append(images / seconds_for(work, device))
         probes.append(matmul_gflops(dtype, device))
-    shares = [
-        1e-9 * rate * flops / max(before, after) for rate, before, after in zip(rounds, probes, probes[1:])
-    ]
+    shares = [1e-9 * rate * flops / max(before, after) for rate, before, after in zip(rounds, probes, probes[1:])]
     return {
         "images_per_second": round(median(rounds), 1),
         "gflops": round(1e-9 * median(rounds) * flops, 1),
@@ -92,9 +90,13 @@ def measure_network(network: dict, precision: str, images: Tensor, seconds: floa
     """Training and sampling of one network in one precision."""
     steps_per_round = 4
     config = TrainConfig(
-        network=network, steps=10**6, batch_size=TRAIN_BATCH, mixed_precision=precision,
-        log_every=steps_per_round, checkpoint_every=10**6,
-    )  # fmt: skip
+        network=network,
+        steps=10**6,
+        batch_size=TRAIN_BATCH,
+        mixed_precision=precision,
+        log_every=steps_per_round,
+        checkpoint_every=10**6,
+    )
     run = train(config, images)
     net = next(run).denoiser.net
     device, dtype = next(net.parameters()).device, PRECISIONS[precision]
@@ -133,8 +135,14 @@ def sampling_work(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), metavar="NAME",
-                        help=f"out of {', '.join(NETWORKS)} (default: all)")  # fmt: skip
+    parser.add_argument(
+        "--networks",
+        nargs="+",
+        choices=NETWORKS,
+        default=list(NETWORKS),
+        metavar="NAME",
+        help=f"out of {', '.join(NETWORKS)} (default: all)",
+    )
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
     parser.add_argument("--seconds", type=float, default=15, help="per measurement (default: 15)")
     parser.add_argument("--out", type=Path, default=RESULT, help="the JSON file to write")
@@ -142,9 +150,13 @@ def main() -> None:
 
     images = torch.randint(256, (512, 3, SIZE, SIZE), dtype=torch.uint8)  # what they show costs nothing
     results = {
-        **pretrained.machine(), "threads": torch.get_num_threads(), "size": SIZE, "train_batch": TRAIN_BATCH,
-        "flops": "training 6 × MACs, sampling 2 × MACs per picture", "networks": {},
-    }  # fmt: skip
+        **pretrained.machine(),
+        "threads": torch.get_num_threads(),
+        "size": SIZE,
+        "train_batch": TRAIN_BATCH,
+        "flops": "training 6 × MACs, sampling 2 × MACs per picture",
+        "networks": {},
+    }
     print("network     precision  what                images/s  GFLOP/s  matmul  share")
     for name in arguments.networks:
         entry = results["networks"][name] = {"network": NETWORKS[name]}
@@ -153,8 +165,11 @@ def main() -> None:
             entry |= {key: measured.pop(key) for key in ("parameters", "macs")}
             entry[precision] = measured
             for what, m in measured.items():
-                print(f"{name:11} {precision:10} {what:18} {m['images_per_second']:9.1f} {m['gflops']:8.1f} "
-                      f"{m['matmul_gflops']:7.0f} {m['share']:6.1%}", flush=True)  # fmt: skip
+                print(
+                    f"{name:11} {precision:10} {what:18} {m['images_per_second']:9.1f} {m['gflops']:8.1f} "
+                    f"{m['matmul_gflops']:7.0f} {m['share']:6.1%}",
+                    flush=True,
+                )
         print(f"{name:11} {entry['parameters']:,} parameters, {entry['macs'] / 1e6:.1f} million MACs")
     text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
     write_atomically(arguments.out, lambda temporary: temporary.write_text(text, encoding="utf-8"))

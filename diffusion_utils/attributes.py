@@ -11,7 +11,12 @@ from torch import Tensor, nn
 from diffusion_utils.batches import batch_indices
 from diffusion_utils.data import to_float, toy_cars
 
-ATTRIBUTES = {"body": toy_cars.BODIES, "colour": toy_cars.COLOURS, "direction": toy_cars.DIRECTIONS, "time": toy_cars.TIMES}
+ATTRIBUTES = {
+    "body": toy_cars.BODIES,
+    "colour": toy_cars.COLOURS,
+    "direction": toy_cars.DIRECTIONS,
+    "time": toy_cars.TIMES,
+}
 
 
 class AttributeReader(nn.Module):
@@ -27,8 +32,11 @@ class AttributeReader(nn.Module):
         widths = [(12, 32), (32, 48), (48, 64)]
         layers: list[nn.Module] = [nn.PixelUnshuffle(2)]
         for number, (before, after) in enumerate(widths):
-            layers += [nn.Conv2d(before, after, 3, stride=1 if number == 0 else 2, padding=1),
-                       nn.GroupNorm(8, after), nn.ReLU()]  # fmt: skip
+            layers += [
+                nn.Conv2d(before, after, 3, stride=1 if number == 0 else 2, padding=1),
+                nn.GroupNorm(8, after),
+                nn.ReLU(),
+            ]
         scores = sum(len(values) for values in ATTRIBUTES.values())
         self.net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * (size // 8) ** 2, scores))
 
@@ -84,9 +92,14 @@ def every_kind(held_out: bool | None = None) -> tuple[list[str], Tensor]:
         held_out: only the 36 kinds that training never shows, or only the 252 others.
     """
     labels = torch.cartesian_prod(*[torch.arange(len(values)) for values in ATTRIBUTES.values()])
-    kinds = [dict(zip(ATTRIBUTES, (values[i] for values, i in zip(ATTRIBUTES.values(), row)))) for row in labels.tolist()]
-    keep = [i for i, kind in enumerate(kinds)
-            if held_out is None or ((kind["body"], kind["colour"]) in toy_cars.HELD_OUT) == held_out]  # fmt: skip
+    kinds = [
+        dict(zip(ATTRIBUTES, (values[i] for values, i in zip(ATTRIBUTES.values(), row)))) for row in labels.tolist()
+    ]
+    keep = [
+        i
+        for i, kind in enumerate(kinds)
+        if held_out is None or ((kind["body"], kind["colour"]) in toy_cars.HELD_OUT) == held_out
+    ]
     return [toy_cars.describe(**kinds[i]) for i in keep], labels[keep]
 
 

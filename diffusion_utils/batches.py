@@ -64,7 +64,12 @@ def make_cond(cond: Tensor, step: int, config: TrainConfig, share: tuple[int, in
 
 
 def make_low_resolution(
-    x0: Tensor, net: SuperResolution, schedule: Schedule, step: int, config: TrainConfig, share: tuple[int, int] = (0, 1)
+    x0: Tensor,
+    net: SuperResolution,
+    schedule: Schedule,
+    step: int,
+    config: TrainConfig,
+    share: tuple[int, int] = (0, 1),
 ) -> Tensor:
     """What a network for super-resolution is told of the pictures of `make_batch`: each one small, with
     noise of a random level on it; see `low_resolution_cond`.
@@ -95,9 +100,7 @@ def batch_indices(step: int, batch_size: int, count: int, seed: int) -> Tensor:
     """Which of `count` pictures step `step` sees: every picture once per epoch, each epoch shuffled."""
     position = torch.arange(step * batch_size, (step + 1) * batch_size)
     epoch = position // count
-    return torch.cat(
-        [_epoch_order(int(e), count, seed)[position[epoch == e] % count] for e in epoch.unique()]
-    )
+    return torch.cat([_epoch_order(int(e), count, seed)[position[epoch == e] % count] for e in epoch.unique()])
 
 
 def _part(batch: int, share: tuple[int, int]) -> slice:

@@ -80,16 +80,28 @@ class TrainConfig:
             )
         if all(getattr(self, name) is None for name in BUDGET):
             raise ValueError("say when to stop: give steps, images or minutes")
-        for name in (*BUDGET, "sigma_data", "min_snr_gamma", "batch_size", "learning_rate", "log_every", "checkpoint_every"):
+        for name in (
+            *BUDGET,
+            "sigma_data",
+            "min_snr_gamma",
+            "batch_size",
+            "learning_rate",
+            "log_every",
+            "checkpoint_every",
+        ):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be greater than 0, not {value}")
         if self.snr_floor and self.min_snr_gamma is None:
             raise ValueError("snr_floor is the least of the Min-SNR weights: give min_snr_gamma, too, such as 5")
         if self.min_snr_gamma is not None and not 0 <= self.snr_floor <= self.min_snr_gamma:
-            raise ValueError(f"snr_floor must lie between 0 and min_snr_gamma {self.min_snr_gamma}, not {self.snr_floor}")
+            raise ValueError(
+                f"snr_floor must lie between 0 and min_snr_gamma {self.min_snr_gamma}, not {self.snr_floor}"
+            )
         if self.snr_floor and self.prediction_type == "epsilon":
-            raise ValueError("snr_floor would weigh an error in ε by floor/SNR, without limit: ask for sample or v_prediction")
+            raise ValueError(
+                "snr_floor would weigh an error in ε by floor/SNR, without limit: ask for sample or v_prediction"
+            )
         if self.objective == "consistency" and self.min_snr_gamma is not None:
             raise ValueError("objective 'consistency' weighs its loss in its own way: leave min_snr_gamma out")
         if self.objective == "consistency" and self.zero_terminal_snr:
@@ -103,10 +115,12 @@ class TrainConfig:
         if not 0 <= self.ema_decay < 1 or not 0 <= self.decay_fraction <= 1:
             raise ValueError("ema_decay must lie in [0, 1) and decay_fraction in [0, 1]")
         for name, allowed in (
-            ("mixed_precision", ("auto", "no", "bf16")), ("compile", ("auto", "no", "yes")),
-            ("timestep_sampling", ("uniform", "lognormal")), ("optimizer", ("adamw", "muon")),
+            ("mixed_precision", ("auto", "no", "bf16")),
+            ("compile", ("auto", "no", "yes")),
+            ("timestep_sampling", ("uniform", "lognormal")),
+            ("optimizer", ("adamw", "muon")),
             ("objective", ("denoising", "consistency", "autoencoder")),
-        ):  # fmt: skip
+        ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
 
@@ -116,11 +130,7 @@ class TrainConfig:
 
     def progress(self, step: int, seconds: float) -> float:
         """How much of the budget is used, in [0, 1], after `step` steps and `seconds` of training."""
-        used = [
-            (step, self.steps),
-            (step * self.batch_size, self.images),
-            (seconds / 60, self.minutes),
-        ]
+        used = [(step, self.steps), (step * self.batch_size, self.images), (seconds / 60, self.minutes)]
         return min(1.0, max(done / total for done, total in used if total is not None))
 
     def learning_rate_at(self, step: int, progress: float) -> float:

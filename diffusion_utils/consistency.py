@@ -36,9 +36,16 @@ def cleaner_level(level: Tensor, stage: int, q: float = 2.0, k: float = 8.0, b: 
 
 
 def consistency_loss(
-    net: nn.Module, x0: Tensor, noise: Tensor, t: Tensor, schedule: Schedule, prediction_type: str,
-    stage: int, sigma_data: float = 0.5, cond: Tensor | None = None,
-) -> Tensor:  # fmt: skip
+    net: nn.Module,
+    x0: Tensor,
+    noise: Tensor,
+    t: Tensor,
+    schedule: Schedule,
+    prediction_type: str,
+    stage: int,
+    sigma_data: float = 0.5,
+    cond: Tensor | None = None,
+) -> Tensor:
     """How much the answers to two points of one curve differ (Geng et al. 2024, eq. 10 with c = 0).
 
     The mean over pictures of |f(x_t) - f(x_r)| / (s_t - s_r), with the Euclidean distance |·| per number

@@ -105,8 +105,10 @@ def for_latents(network: dict, autoencoder: Autoencoder) -> dict:
         return {**network, "net": for_latents(network.get("net", {}), autoencoder)}
     channels = autoencoder.latent_channels
     if network.get("picture_channels", channels) != channels:
-        raise ValueError(f"the autoencoder's latents have {channels} channels, not {network['picture_channels']}: "
-                         "leave picture_channels out")  # fmt: skip
+        raise ValueError(
+            f"the autoencoder's latents have {channels} channels, not {network['picture_channels']}: "
+            "leave picture_channels out"
+        )
     return {**network, "picture_channels": channels}
 
 

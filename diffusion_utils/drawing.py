@@ -22,9 +22,15 @@ from diffusion_utils.sampling import SAMPLERS, Noise, sample
 
 BATCH = 64
 DEFAULTS = {
-    "sampler": "dpm_solver_pp", "steps": 20, "guidance_scale": 1.0, "guide": None, "skip_layers": None,
-    "interval": None, "time_shift": 0, "guide_described": True,
-}  # fmt: skip
+    "sampler": "dpm_solver_pp",
+    "steps": 20,
+    "guidance_scale": 1.0,
+    "guide": None,
+    "skip_layers": None,
+    "interval": None,
+    "time_shift": 0,
+    "guide_described": True,
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser, weights: bool = True) -> None:
@@ -36,20 +42,44 @@ def add_arguments(parser: argparse.ArgumentParser, weights: bool = True) -> None
     add("--seed", type=int, default=0, help="of the first picture; the next has the next seed")
     add("--sampler", choices=SAMPLERS, help="default: what the model card advises, else dpm_solver_pp")
     add("--steps", type=int, help="default: what the model card advises, else 20")
-    add("--condition", "--prompt", help="what the pictures shall show: one of the conditions that the weights "
+    add(
+        "--condition",
+        "--prompt",
+        help="what the pictures shall show: one of the conditions that the weights "
         "know (pickup), or words (a red pickup); none: whatever the network makes of not being told; default: "
-        "each something of its own, as often as in training")  # fmt: skip
+        "each something of its own, as often as in training",
+    )
     add("--guidance-scale", type=float, help="1: no guidance; default: what the model card advises, else 1")
-    add("--guide", help="weights of a weaker network to be guided by (autoguidance); none: by the network "
-        "itself without the condition (classifier-free guidance)")  # fmt: skip
-    add("--skip-layers", nargs="+", metavar="LAYER", help="be guided by the network itself without these residual "
-        "blocks or attention layers, e.g. encoder.7 (skip-layer guidance); none: do not skip any")  # fmt: skip
-    add("--interval", type=int, nargs=2, metavar=("LOWEST", "HIGHEST"),
-        help="timesteps at which to guide, 0 999 for all; default: what the card advises, else all")  # fmt: skip
-    add("--time-shift", type=int, help="ask the network about a timestep so much noisier than it is, which buries "
-        "its earlier mistakes; default: what the card advises, else 0")  # fmt: skip
-    add("--guide-described", action=argparse.BooleanOptionalAction, help="whether the worse guess is told the "
-        "condition, too; default: what the card advises, else yes")  # fmt: skip
+    add(
+        "--guide",
+        help="weights of a weaker network to be guided by (autoguidance); none: by the network "
+        "itself without the condition (classifier-free guidance)",
+    )
+    add(
+        "--skip-layers",
+        nargs="+",
+        metavar="LAYER",
+        help="be guided by the network itself without these residual "
+        "blocks or attention layers, e.g. encoder.7 (skip-layer guidance); none: do not skip any",
+    )
+    add(
+        "--interval",
+        type=int,
+        nargs=2,
+        metavar=("LOWEST", "HIGHEST"),
+        help="timesteps at which to guide, 0 999 for all; default: what the card advises, else all",
+    )
+    add(
+        "--time-shift",
+        type=int,
+        help="ask the network about a timestep so much noisier than it is, which buries "
+        "its earlier mistakes; default: what the card advises, else 0",
+    )
+    add(
+        "--guide-described",
+        action=argparse.BooleanOptionalAction,
+        help="whether the worse guess is told the condition, too; default: what the card advises, else yes",
+    )
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -84,9 +114,12 @@ def settings(args: argparse.Namespace) -> dict:
 
 
 def load(
-    weights: str, seeds: Sequence[int], condition: str | None = None, how: dict | None = None,
+    weights: str,
+    seeds: Sequence[int],
+    condition: str | None = None,
+    how: dict | None = None,
     device: torch.device | str = "cpu",
-) -> Denoiser | Guided:  # fmt: skip
+) -> Denoiser | Guided:
     """A denoiser that is guided as `how` says, and told what each picture shall show.
 
     Args:
@@ -125,9 +158,14 @@ def load(
 
 
 def draw(
-    denoiser: Denoiser | Guided, seeds: Sequence[int], size: int, sampler: str, steps: int,
-    device: torch.device | str = "cpu", **options,
-) -> Tensor:  # fmt: skip
+    denoiser: Denoiser | Guided,
+    seeds: Sequence[int],
+    size: int,
+    sampler: str,
+    steps: int,
+    device: torch.device | str = "cpu",
+    **options,
+) -> Tensor:
     """One uint8 picture per seed, (N, 3, size, size), drawn a batch at a time; options go to `sample`.
 
     Where the denoiser draws latents, its autoencoder makes pictures of them.
@@ -154,9 +192,14 @@ def check_enlarging(denoiser: Denoiser, noise_level: int) -> None:
 
 
 def enlarge(
-    denoiser: Denoiser, small: Tensor, seeds: Sequence[int], noise_level: int = 100,
-    sampler: str = "dpm_solver_pp", steps: int = 20, device: torch.device | str = "cpu",
-) -> Tensor:  # fmt: skip
+    denoiser: Denoiser,
+    small: Tensor,
+    seeds: Sequence[int],
+    noise_level: int = 100,
+    sampler: str = "dpm_solver_pp",
+    steps: int = 20,
+    device: torch.device | str = "cpu",
+) -> Tensor:
     """The last stage of a cascade: pictures drawn anew, larger, by a `SuperResolution` network.
 
     Args:

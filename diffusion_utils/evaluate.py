@@ -16,18 +16,19 @@ from pathlib import Path
 import torch
 
 from diffusion_utils import drawing, features, pretrained
+from diffusion_utils.datasets import load_data, mirrors
 from diffusion_utils.evaluation import Reference
 from diffusion_utils.files import write_atomically
-from diffusion_utils.datasets import load_data, mirrors
 
 LEAST = 4  # precision and recall look at the third nearest other picture
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m diffusion_utils.evaluate", description=__doc__,
+        prog="python -m diffusion_utils.evaluate",
+        description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     add = parser.add_argument
     drawing.add_arguments(parser)
     add("--data", required=True, help="what it was trained on: toy_cars, stanford_cars, or a folder")
@@ -70,12 +71,21 @@ def main(arguments: list[str] | None = None) -> None:
         flips = mirrors(args.data, *told)
     reference = Reference(train, held_out, args.extractor, flips=flips)
     result = {
-        "weights": args.weights, "parameters": card["parameters"], "data": description,
-        "size": size, **how, "condition": args.condition, "seed": args.seed,
-        "seconds_of_drawing": round(seconds, 1), **pretrained.machine(), **reference.evaluate(pictures),
-    }  # fmt: skip
-    print(f"{args.count} pictures of {args.weights} ({how['steps']} steps of {how['sampler']}) against "
-          f"{len(held_out)} held-out ones, by {args.extractor}")  # fmt: skip
+        "weights": args.weights,
+        "parameters": card["parameters"],
+        "data": description,
+        "size": size,
+        **how,
+        "condition": args.condition,
+        "seed": args.seed,
+        "seconds_of_drawing": round(seconds, 1),
+        **pretrained.machine(),
+        **reference.evaluate(pictures),
+    }
+    print(
+        f"{args.count} pictures of {args.weights} ({how['steps']} steps of {how['sampler']}) against "
+        f"{len(held_out)} held-out ones, by {args.extractor}"
+    )
     print(table(result))
     if args.out:
         text = json.dumps(result, indent=2, ensure_ascii=False) + "\n"

@@ -15,9 +15,13 @@ from diffusion_utils.prediction import PREDICTION_TYPES, Denoiser
 
 @torch.no_grad()
 def error_per_timestep(
-    denoiser: Denoiser, images: Tensor, timesteps: Sequence[int], seed: int = 0, batch_size: int = 256,
+    denoiser: Denoiser,
+    images: Tensor,
+    timesteps: Sequence[int],
+    seed: int = 0,
+    batch_size: int = 256,
     cond: Tensor | None = None,
-) -> list[float]:  # fmt: skip
+) -> list[float]:
     """Mean squared error of x̂₀ at each timestep, as a share of the pictures' variance.
 
     0 is perfect, 1 is what the mean picture scores; more than 1 is worse than not looking at all.
@@ -102,9 +106,7 @@ def linear_bottleneck_error(eigenvalues: Tensor, noise_to_signal: float, rank: i
         prediction_type: "epsilon", "sample", "v_prediction" or "edm".
     """
     if prediction_type not in PREDICTION_TYPES:
-        raise ValueError(
-            f"unknown prediction_type {prediction_type!r}: choose one of {', '.join(PREDICTION_TYPES)}"
-        )
+        raise ValueError(f"unknown prediction_type {prediction_type!r}: choose one of {', '.join(PREDICTION_TYPES)}")
     if noise_to_signal <= 0 or not 0 <= rank <= len(eigenvalues):
         raise ValueError(f"noise_to_signal must be above 0 and rank lie in [0, {len(eigenvalues)}]")
     lam = eigenvalues.double()
@@ -147,9 +149,8 @@ class Reference:
     """
 
     def __init__(
-        self, train: Tensor, held_out: Tensor, extractor: str = features.DEFAULT,
-        flips: bool = True, seed: int = 0,
-    ):  # fmt: skip
+        self, train: Tensor, held_out: Tensor, extractor: str = features.DEFAULT, flips: bool = True, seed: int = 0
+    ):
         self.extractor, self.seed, self.num_train = extractor, seed, len(train)
         self.seen = torch.cat([train, train.flip(3)]) if flips else train
         self.held_out = held_out
@@ -197,10 +198,12 @@ class Reference:
         mean, spread = kid(self.held_out_features, rows, seed=self.seed)
         precision, recall = precision_recall(self.held_out_features, rows)
         return {
-            "kid": round(mean, 5), "kid_std": round(spread, 5),
+            "kid": round(mean, 5),
+            "kid_std": round(spread, 5),
             "fid": round(fid(self.held_out_features, rows), 3),
-            "precision": round(precision, 4), "recall": round(recall, 4),
-        }  # fmt: skip
+            "precision": round(precision, 4),
+            "recall": round(recall, 4),
+        }
 
     def _copies(self, pictures: Tensor, rows: Tensor) -> dict:
         return {

@@ -93,11 +93,17 @@ def export(weights: str | Path, folder: str | Path) -> Path:
 
     network = GuidedNetwork(drawing.load(weights, range(2), how=how)).eval()
     count = {0: torch.export.Dim("N", min=1)}
-    exported = torch.export.export(network, example(weights, 2), dynamic_shapes=(count, count, count, None), strict=False)
+    exported = torch.export.export(
+        network, example(weights, 2), dynamic_shapes=(count, count, count, None), strict=False
+    )
     program = torch.onnx.export(
-        exported, dynamo=True, opset_version=OPSET, verbose=False,
-        input_names=["x_t", "t", "cond", "guidance_scale"], output_names=["x0"],
-    )  # fmt: skip
+        exported,
+        dynamo=True,
+        opset_version=OPSET,
+        verbose=False,
+        input_names=["x_t", "t", "cond", "guidance_scale"],
+        output_names=["x0"],
+    )
     model = smaller(program.model)
     name = Path(weights).stem
     path = folder / f"{name}.onnx"
@@ -127,9 +133,10 @@ def smaller(model):
 
     everything = 2**32  # bytes; by default only small tensors are compared
     for change in (
-        common.DeduplicateInitializersPass(size_limit=everything), common.CommonSubexpressionEliminationPass(),
+        common.DeduplicateInitializersPass(size_limit=everything),
+        common.CommonSubexpressionEliminationPass(),
         common.ClearMetadataAndDocStringPass(),  # the exporter notes the file and line of every step
-    ):  # fmt: skip
+    ):
         model = change(model).model
     graph = model.graph
     for name, value in list(graph.initializers.items()):
@@ -138,8 +145,12 @@ def smaller(model):
             half = numbers.astype(np.float16)
         if numbers.dtype != np.float32 or not np.array_equal(half.astype(np.float32), numbers):
             continue
-        stored = onnx_ir.Value(name=f"{name}.half", const_value=onnx_ir.tensor(half, name=f"{name}.half"),
-                               shape=value.shape, type=onnx_ir.TensorType(onnx_ir.DataType.FLOAT16))  # fmt: skip
+        stored = onnx_ir.Value(
+            name=f"{name}.half",
+            const_value=onnx_ir.tensor(half, name=f"{name}.half"),
+            shape=value.shape,
+            type=onnx_ir.TensorType(onnx_ir.DataType.FLOAT16),
+        )
         cast = onnx_ir.node("Cast", [stored], {"to": onnx_ir.DataType.FLOAT})
         cast.outputs[0].shape, cast.outputs[0].type = value.shape, value.type
         graph.insert_before(graph[0], cast)
@@ -159,18 +170,25 @@ def description(weights: str) -> dict:
         knows = {"conditions": card["conditions"], "chosen": chosen_by_seed(shares, range(SEEDS)).tolist()}
     schedule = pretrained.load(weights).schedule
     return {
-        "name": Path(weights).stem, "parameters": card["parameters"], "size": card.get("size", 64),
-        "images_seen": card.get("images_seen"), "licence": card.get("licence"), **knows,
-        "sampler": how["sampler"], "steps": how["steps"], "guidance_scale": how["guidance_scale"],
+        "name": Path(weights).stem,
+        "parameters": card["parameters"],
+        "size": card.get("size", 64),
+        "images_seen": card.get("images_seen"),
+        "licence": card.get("licence"),
+        **knows,
+        "sampler": how["sampler"],
+        "steps": how["steps"],
+        "guidance_scale": how["guidance_scale"],
         "alphas_cumprod": schedule.alphas_cumprod.tolist(),
-    }  # fmt: skip
+    }
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m diffusion_utils.export", description=__doc__,
+        prog="python -m diffusion_utils.export",
+        description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     parser.add_argument("--weights", nargs="+", required=True, help=f"names ({', '.join(pretrained.names())}) or paths")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     args = parser.parse_args(arguments)

@@ -28,12 +28,17 @@ from diffusion_utils.schedule import make_schedule
 
 HEADLINE = "stanford-cars-1m"
 PROMPTS = (
-    "a red 2012 BMW convertible", "a blue Ford pickup", "a yellow Lamborghini coupe", "a black 2012 Audi sedan",
-    "a white van", "an orange SUV",
-)  # fmt: skip
-LADDER = [f"cars32-{row}" for row in (
-    "first-epsilon", "first-sample", "segnet-sample", "add-edm", "add-sample", "none-sample", "best",
-)]  # fmt: skip
+    "a red 2012 BMW convertible",
+    "a blue Ford pickup",
+    "a yellow Lamborghini coupe",
+    "a black 2012 Audi sedan",
+    "a white van",
+    "an orange SUV",
+)
+LADDER = [
+    f"cars32-{row}"
+    for row in ("first-epsilon", "first-sample", "segnet-sample", "add-edm", "add-sample", "none-sample", "best")
+]
 
 
 def write_figure(figure, path: Path) -> Path:
@@ -46,8 +51,12 @@ def write_figure(figure, path: Path) -> Path:
 
     about = {"Date": None, "Creator": None} if path.suffix == ".svg" else {"Software": None}
     with rc_context({"svg.hashsalt": path.stem, "svg.fonttype": "path"}):
-        write_atomically(path, lambda file: figure.savefig(
-            file, format=path.suffix[1:], metadata=about, facecolor="white", transparent=False))  # fmt: skip
+        write_atomically(
+            path,
+            lambda file: figure.savefig(
+                file, format=path.suffix[1:], metadata=about, facecolor="white", transparent=False
+            ),
+        )
     return path
 
 
@@ -208,8 +217,14 @@ def learning_curve(out: Path, results: Path = Path("benchmarks/results")) -> Pat
     that several were drawn in; measured by benchmarks/curve.py."""
     rows = [row for path in sorted(results.glob("curve-*.json")) for row in json.loads(path.read_bytes())]
     same = {
-        "sampler": "dpm_solver_pp", "steps": 20, "guide": None, "interval": None, "condition": None, "seed": 0, "count": 748,
-    }  # fmt: skip
+        "sampler": "dpm_solver_pp",
+        "steps": 20,
+        "guide": None,
+        "interval": None,
+        "condition": None,
+        "seed": 0,
+        "count": 748,
+    }
     rows = [row for row in rows if all(row[key] == value for key, value in same.items())]
     lines = {}
     for row in sorted(rows, key=lambda row: (row["guidance_scale"], row["time_shift"], row["images_seen"])):
@@ -222,7 +237,9 @@ def learning_curve(out: Path, results: Path = Path("benchmarks/results")) -> Pat
     if not lines:
         raise FileNotFoundError(f"{results} holds no two snapshots to compare: run benchmarks/curve.py on a training")
     figure = points(lines, "million pictures seen", "KID × 1000")
-    figure.axes[0].legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)  # above, where no line is
+    figure.axes[0].legend(
+        loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False
+    )  # above, where no line is
     return write_figure(figure, out / "learning_curve.svg")
 
 
@@ -242,15 +259,37 @@ def peers(out: Path, results: Path = Path("benchmarks/results"), run: str = "pee
     return write_figure(figure, out / f"{run}.png")
 
 
-FIGURES = {f.__name__: f for f in (
-    examples, crops, samples, toy_samples, toy_examples, encoder_decoder, segnet, ladder, nearest_neighbours,
-    learning_curve, peers, captions, prompts, latents, autoencoders, u_net, forward_process, reverse_process,
-)}  # fmt: skip
+FIGURES = {
+    f.__name__: f
+    for f in (
+        examples,
+        crops,
+        samples,
+        toy_samples,
+        toy_examples,
+        encoder_decoder,
+        segnet,
+        ladder,
+        nearest_neighbours,
+        learning_curve,
+        peers,
+        captions,
+        prompts,
+        latents,
+        autoencoders,
+        u_net,
+        forward_process,
+        reverse_process,
+    )
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m diffusion_utils.figures", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="python -m diffusion_utils.figures",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("figures", nargs="*", help=f"which ones ({', '.join(FIGURES)}); default: all")
     parser.add_argument("--out", type=Path, default=Path("images"))
     args = parser.parse_args(arguments)

@@ -79,7 +79,9 @@ class Guided:
         if mine.shape != theirs.shape or not torch.allclose(mine, theirs):
             raise ValueError("the guide was trained with another noise schedule: choose one with the same")
         if self.guide is not None and not _same(self.autoencoder, self.guide.autoencoder):
-            raise ValueError("the guide draws pixels, or latents of another autoencoder: choose one that draws the same")
+            raise ValueError(
+                "the guide draws pixels, or latents of another autoencoder: choose one that draws the same"
+            )
 
     @property
     def schedule(self) -> Schedule:

@@ -7,7 +7,7 @@ BETAS = (0.9, 0.99)
 
 
 def make_optimizer(name: str, net: nn.Module, learning_rate: float, weight_decay: float):
-    """"adamw" (Loshchilov & Hutter 2019, 1711.05101) or "muon" (see `Muon`) over a network's weights."""
+    """ "adamw" (Loshchilov & Hutter 2019, 1711.05101) or "muon" (see `Muon`) over a network's weights."""
     if name == "adamw":
         return _adamw(list(net.parameters()), learning_rate, weight_decay)
     return Muon(net, learning_rate, weight_decay)

@@ -53,9 +53,7 @@ def target(
     return (sigma / sigma_data * x0 - alpha * sigma_data * noise) / _norm(alpha, sigma, sigma_data)
 
 
-def network_input(
-    prediction_type: str, x_t: Tensor, alpha: Tensor, sigma: Tensor, sigma_data: float = 0.5
-) -> Tensor:
+def network_input(prediction_type: str, x_t: Tensor, alpha: Tensor, sigma: Tensor, sigma_data: float = 0.5) -> Tensor:
     """What the network is shown: x_t, but for "edm" x_t/n, which has variance 1 at every noise level."""
     _check(prediction_type)
     return x_t / _norm(alpha, sigma, sigma_data) if prediction_type == "edm" else x_t
@@ -95,9 +93,8 @@ def to_epsilon(
 
 
 def convert(
-    output: Tensor, from_type: str, to_type: str, x_t: Tensor, alpha: Tensor, sigma: Tensor,
-    sigma_data: float = 0.5,
-) -> Tensor:  # fmt: skip
+    output: Tensor, from_type: str, to_type: str, x_t: Tensor, alpha: Tensor, sigma: Tensor, sigma_data: float = 0.5
+) -> Tensor:
     """The same prediction, expressed as another type (any of the four to any other)."""
     _check(to_type)
     if from_type == to_type:  # no detour through x₀ and ε, which would divide by α or σ for nothing
@@ -182,6 +179,4 @@ def _norm(alpha: Tensor, sigma: Tensor, sigma_data: float) -> Tensor:
 
 def _check(prediction_type: str) -> None:
     if prediction_type not in PREDICTION_TYPES:
-        raise ValueError(
-            f"unknown prediction_type {prediction_type!r}: choose one of {', '.join(PREDICTION_TYPES)}"
-        )
+        raise ValueError(f"unknown prediction_type {prediction_type!r}: choose one of {', '.join(PREDICTION_TYPES)}")

@@ -73,14 +73,13 @@ def load(name: str | Path, device: torch.device | str = "cpu") -> Denoiser:
         with safe_open(path, framework="pt") as file:
             weights = {key: file.get_tensor(key).float() for key in file.keys()}
     except (SafetensorError, OSError, struct.error) as error:
-        raise ValueError(
-            f"{path} is damaged or not a safetensors file ({error}): download or train it again"
-        ) from None
+        raise ValueError(f"{path} is damaged or not a safetensors file ({error}): download or train it again") from None
     expected = network.state_dict()
     unfit = sorted(
-        key for key in expected.keys() | weights.keys()
+        key
+        for key in expected.keys() | weights.keys()
         if key not in expected or key not in weights or expected[key].shape != weights[key].shape
-    )  # fmt: skip
+    )
     if unfit:
         raise ValueError(
             f"{path} holds weights of another network than its card says ({len(unfit)} tensors "
@@ -88,9 +87,7 @@ def load(name: str | Path, device: torch.device | str = "cpu") -> Denoiser:
         )
     network.load_state_dict(weights)
     network.eval().requires_grad_(False).to(device)
-    schedule = make_schedule(
-        about["schedule"], about["num_train_timesteps"], about["zero_terminal_snr"]
-    )
+    schedule = make_schedule(about["schedule"], about["num_train_timesteps"], about["zero_terminal_snr"])
     autoencoder, whose = None, autoencoder_of(name)
     if whose is not None:
         try:
@@ -140,9 +137,7 @@ def save(path: str | Path, denoiser: Denoiser, about: dict, dtype: torch.dtype =
     path = Path(path)
     missing = _missing(about)
     if path.suffix != ".safetensors" or missing:
-        raise ValueError(
-            f"the card lacks {', '.join(missing)}" if missing else f"{path} must end in .safetensors"
-        )
+        raise ValueError(f"the card lacks {', '.join(missing)}" if missing else f"{path} must end in .safetensors")
     weights = {key: value.detach().to("cpu", dtype).contiguous() for key, value in denoiser.net.state_dict().items()}
     about = {"parameters": networks.count_parameters(denoiser.net), **about}
     encoder = about.get("autoencoder")

@@ -66,9 +66,7 @@ def stop_on_signal():
             signal.signal(number, old)
 
 
-def save_checkpoint(
-    path: Path, config: TrainConfig, net, ema, optimizer, step: int, seconds: float
-) -> None:
+def save_checkpoint(path: Path, config: TrainConfig, net, ema, optimizer, step: int, seconds: float) -> None:
     """Everything that decides what comes next, written whole or not at all."""
     state = {
         "config": asdict(config),
@@ -108,9 +106,7 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dic
     return state
 
 
-def restore(
-    checkpoint: Path, config: TrainConfig, net, ema, optimizer, device: torch.device
-) -> tuple[int, float]:
+def restore(checkpoint: Path, config: TrainConfig, net, ema, optimizer, device: torch.device) -> tuple[int, float]:
     """Put a checkpoint's contents in place; returns its step and seconds.
 
     Raises:

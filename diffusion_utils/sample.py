@@ -21,15 +21,18 @@ from diffusion_utils.sampling import SPACINGS
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m diffusion_utils.sample", description=__doc__,
+        prog="python -m diffusion_utils.sample",
+        description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     add = parser.add_argument
     drawing.add_arguments(parser)
     add("--out", type=Path, required=True, help="the picture to write, .png or .jpg")
     add("--count", type=int, default=64)
     add("--columns", type=int, default=8)
-    add("--enlarge", metavar="WEIGHTS", help="of a network for super-resolution, which draws the pictures again, larger")
+    add(
+        "--enlarge", metavar="WEIGHTS", help="of a network for super-resolution, which draws the pictures again, larger"
+    )
     add("--noise-level", type=int, default=100, help="with --enlarge: noise put on the small pictures first, 0 … 499")
     add("--eta", type=float, help="fresh noise per step, 0 … 1 (ddim only)")
     add("--spacing", choices=SPACINGS, default="trailing")
@@ -57,9 +60,16 @@ def main(arguments: list[str] | None = None) -> None:
     options = {} if args.eta is None else {"eta": args.eta}
     started = time.perf_counter()
     pictures = drawing.draw(
-        denoiser, seeds, size, how["sampler"], how["steps"], args.device, clamp=not args.no_clamp,
-        spacing=args.spacing, **options,
-    )  # fmt: skip
+        denoiser,
+        seeds,
+        size,
+        how["sampler"],
+        how["steps"],
+        args.device,
+        clamp=not args.no_clamp,
+        spacing=args.spacing,
+        **options,
+    )
     if larger:
         pictures = drawing.enlarge(larger, pictures, seeds, args.noise_level, device=args.device)
     seconds = time.perf_counter() - started

@@ -9,6 +9,7 @@ All of them need one thing of the network: x̂₀, as `prediction.Denoiser` give
 comes from one generator per picture, so picture i is the same in a batch of 1 or of 100.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from numbers import Integral
 from typing import NamedTuple
@@ -78,9 +79,14 @@ class Noise:
 
 
 def ddpm(
-    predict: Predictor, schedule: Schedule, x_T: Tensor, noise: Callable[[], Tensor],
-    steps: int | None = None, clamp: bool = True, spacing: str = "trailing",
-) -> Iterator[Step]:  # fmt: skip
+    predict: Predictor,
+    schedule: Schedule,
+    x_T: Tensor,
+    noise: Callable[[], Tensor],
+    steps: int | None = None,
+    clamp: bool = True,
+    spacing: str = "trailing",
+) -> Iterator[Step]:
     """Ancestral sampling (Ho et al. 2020, algorithm 2, with the posterior of eq. 6 and 7).
 
     Each move draws x_s from q(x_s | x_t, x̂₀), a Gaussian between the guess and where we stand.
@@ -105,9 +111,15 @@ def ddpm(
 
 
 def ddim(
-    predict: Predictor, schedule: Schedule, x_T: Tensor, noise: Callable[[], Tensor] | None = None,
-    steps: int | None = 50, eta: float = 0.0, clamp: bool = True, spacing: str = "trailing",
-) -> Iterator[Step]:  # fmt: skip
+    predict: Predictor,
+    schedule: Schedule,
+    x_T: Tensor,
+    noise: Callable[[], Tensor] | None = None,
+    steps: int | None = 50,
+    eta: float = 0.0,
+    clamp: bool = True,
+    spacing: str = "trailing",
+) -> Iterator[Step]:
     """DDIM (Song et al. 2021, 2010.02502, eq. 12 and 16): same network, far fewer steps.
 
     x_s = α_s·x̂₀ + √(σ_s² - τ²)·ε̂ + τ·(fresh noise).  With eta = 0 nothing is random after x_T, so
@@ -120,7 +132,7 @@ def ddim(
     if eta > 0 and noise is None:
         raise ValueError("eta > 0 adds fresh noise at every step: pass noise=Noise(seeds, shape)")
     x = x_T
-    for t, s, x0, alpha_t, sigma_t, alpha_s, sigma_s in _walk(predict, schedule, steps, clamp, spacing):
+    for t, _, x0, alpha_t, sigma_t, alpha_s, sigma_s in _walk(predict, schedule, steps, clamp, spacing):
         x0 = x0(x)
         yield Step(t, x, x0)
         epsilon = (x - alpha_t * x0) / sigma_t
@@ -133,9 +145,14 @@ def ddim(
 
 
 def dpm_solver_pp(
-    predict: Predictor, schedule: Schedule, x_T: Tensor, noise: Callable[[], Tensor] | None = None,
-    steps: int | None = 20, clamp: bool = True, spacing: str = "trailing",
-) -> Iterator[Step]:  # fmt: skip
+    predict: Predictor,
+    schedule: Schedule,
+    x_T: Tensor,
+    noise: Callable[[], Tensor] | None = None,
+    steps: int | None = 20,
+    clamp: bool = True,
+    spacing: str = "trailing",
+) -> Iterator[Step]:
     """DPM-Solver++(2M) (Lu et al. 2022, 2211.01095, algorithm 2): second order, one call a step.
 
     DDIM takes x̂₀ as constant between two timesteps; here it is a straight line in λ = log(α/σ)
@@ -163,9 +180,14 @@ def dpm_solver_pp(
 
 
 def consistency(
-    predict: Predictor, schedule: Schedule, x_T: Tensor, noise: Callable[[], Tensor],
-    steps: int | None = 2, clamp: bool = True, spacing: str = "trailing",
-) -> Iterator[Step]:  # fmt: skip
+    predict: Predictor,
+    schedule: Schedule,
+    x_T: Tensor,
+    noise: Callable[[], Tensor],
+    steps: int | None = 2,
+    clamp: bool = True,
+    spacing: str = "trailing",
+) -> Iterator[Step]:
     """Multistep consistency sampling (Song et al. 2023, 2303.01469, algorithm 1), for weights that
     were tuned to answer with a finished picture (see `consistency.py`).
 
@@ -185,9 +207,14 @@ SAMPLERS = {"ddpm": ddpm, "ddim": ddim, "dpm_solver_pp": dpm_solver_pp, "consist
 
 @torch.no_grad()
 def sample(
-    denoiser, seeds: Sequence[int], shape: Sequence[int] = (3, 64, 64), sampler: str = "dpm_solver_pp",
-    steps: int | None = 20, device: torch.device | str = "cpu", **options,
-) -> Tensor:  # fmt: skip
+    denoiser,
+    seeds: Sequence[int],
+    shape: Sequence[int] = (3, 64, 64),
+    sampler: str = "dpm_solver_pp",
+    steps: int | None = 20,
+    device: torch.device | str = "cpu",
+    **options,
+) -> Tensor:
     """Draw one picture per seed and return the batch (N, C, H, W), about in [-1, 1].
 
     Args:
@@ -196,16 +223,19 @@ def sample(
         shape: of one picture.
         sampler: "ddpm", "ddim", "dpm_solver_pp" or "consistency";  options (eta, clamp, spacing) go to it.
     """
-    for step in trajectory(denoiser, seeds, shape, sampler, steps, device, **options):
-        pass
-    return step.x_t
+    return deque(trajectory(denoiser, seeds, shape, sampler, steps, device, **options), maxlen=1).pop().x_t
 
 
 @torch.no_grad()
 def trajectory(
-    denoiser, seeds: Sequence[int], shape: Sequence[int] = (3, 64, 64), sampler: str = "dpm_solver_pp",
-    steps: int | None = 20, device: torch.device | str = "cpu", **options,
-) -> Iterator[Step]:  # fmt: skip
+    denoiser,
+    seeds: Sequence[int],
+    shape: Sequence[int] = (3, 64, 64),
+    sampler: str = "dpm_solver_pp",
+    steps: int | None = 20,
+    device: torch.device | str = "cpu",
+    **options,
+) -> Iterator[Step]:
     """Like `sample`, but yields every `Step` on the way."""
     if sampler not in SAMPLERS:
         raise ValueError(f"unknown sampler {sampler!r}: choose one of {', '.join(SAMPLERS)}")

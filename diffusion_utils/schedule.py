@@ -136,9 +136,7 @@ def linear(num_train_timesteps: int = 1000) -> Schedule:
     log_alphas_cumprod = torch.cat([torch.zeros(1, dtype=torch.float64), (1 - betas).log().cumsum(0)])
     position = 1000 * torch.arange(1, num_train_timesteps + 1, dtype=torch.float64) / num_train_timesteps
     left = position.floor().long().clamp(max=999)
-    log_alphas_cumprod = torch.lerp(
-        log_alphas_cumprod[left], log_alphas_cumprod[left + 1], position - left
-    )
+    log_alphas_cumprod = torch.lerp(log_alphas_cumprod[left], log_alphas_cumprod[left + 1], position - left)
     return Schedule(log_alphas_cumprod.exp(), name="linear")
 
 
@@ -155,9 +153,7 @@ def cosine(num_train_timesteps: int = 1000) -> Schedule:
     return Schedule((1 - betas).cumprod(0), name="cosine")
 
 
-def make_schedule(
-    name: str = "cosine", num_train_timesteps: int = 1000, zero_terminal_snr: bool = False
-) -> Schedule:
+def make_schedule(name: str = "cosine", num_train_timesteps: int = 1000, zero_terminal_snr: bool = False) -> Schedule:
     """A schedule by name ("linear" or "cosine"); this is what configurations and model cards call.
 
     Raises:

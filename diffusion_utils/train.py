@@ -27,7 +27,16 @@ from tqdm import tqdm
 from diffusion_utils import drawing, pretrained
 from diffusion_utils.config import BUDGET, FREE_ON_RESUME, TrainConfig
 from diffusion_utils.data import root_mean_square, to_float
-from diffusion_utils.datasets import CONDITIONS, LICENCES, as_latents, conditioned, for_latents, load_cond, load_data, mirrors
+from diffusion_utils.datasets import (
+    CONDITIONS,
+    LICENCES,
+    as_latents,
+    conditioned,
+    for_latents,
+    load_cond,
+    load_data,
+    mirrors,
+)
 from diffusion_utils.evaluation import error_per_timestep, reconstruction_quality
 from diffusion_utils.files import write_atomically
 from diffusion_utils.guidance import Guided, chosen_by_seed
@@ -98,9 +107,14 @@ def model_card(
 
 @torch.no_grad()
 def show(
-    denoiser: Denoiser, count: int, config: TrainConfig, run: dict, described: dict, held_out: Tensor,
+    denoiser: Denoiser,
+    count: int,
+    config: TrainConfig,
+    run: dict,
+    described: dict,
+    held_out: Tensor,
     autoencoder: Autoencoder | None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """What the network can do by now, (count, 3, H, W): pictures from noise (seeds 0, 1, …), by the
     captions on the card where it takes captions; or held-out pictures, reconstructed or enlarged."""
     device = next(denoiser.net.parameters()).device
@@ -121,9 +135,10 @@ def show(
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     defaults = TrainConfig(steps=1)
     parser = argparse.ArgumentParser(
-        prog="python -m diffusion_utils.train", description=__doc__,
+        prog="python -m diffusion_utils.train",
+        description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     add = parser.add_argument
     add("--data", default="toy_cars", help="toy_cars, stanford_cars, or a folder of pictures")
     add("--out", type=Path, required=True, help="folder of the run")
@@ -135,8 +150,15 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--autoencoder", help="weights of one: learn its latents of the pictures instead of their pixels")
     add("--start", help="weights to begin with, a name or a path; network, schedule and question are theirs")
     add("--network", type=json.loads, help='JSON, e.g. \'{"name": "resnet", "stem": 4, "channels": [64, 96]}\'')
-    for name in ("objective", "prediction_type", "schedule", "timestep_sampling", "optimizer",
-                 "mixed_precision", "compile"):  # fmt: skip
+    for name in (
+        "objective",
+        "prediction_type",
+        "schedule",
+        "timestep_sampling",
+        "optimizer",
+        "mixed_precision",
+        "compile",
+    ):
         add(f"--{name.replace('_', '-')}", default=getattr(defaults, name))
     for name in ("num_train_timesteps", "batch_size", "warmup_steps", "seed"):
         add(f"--{name.replace('_', '-')}", type=int, default=getattr(defaults, name))
@@ -148,8 +170,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--snr-floor", type=float, default=defaults.snr_floor, help="with --min-snr-gamma: the least weight")
     add("--sigma-data", type=float, help="for edm: the pictures' root mean square; default: measured")
     add("--zero-terminal-snr", action="store_true")
-    add("--condition", choices=CONDITIONS, help="what the network is told of each picture: its body type, a caption "
-        "in words (text to image), or the picture itself at half the size (super-resolution)")  # fmt: skip
+    add(
+        "--condition",
+        choices=CONDITIONS,
+        help="what the network is told of each picture: its body type, a caption "
+        "in words (text to image), or the picture itself at half the size (super-resolution)",
+    )
     add("--cond-dropout", type=float, default=defaults.cond_dropout, help="share of the pictures it is not told of")
     add("--sample-every", type=int, default=2000, help="draw a grid every so many steps; 0: only at the end")
     add("--snapshot-images", type=int, default=0, help="keep the averaged weights every so many pictures; 0: never")
@@ -173,7 +199,9 @@ def configure(args: argparse.Namespace) -> tuple[TrainConfig, dict]:
             run["autoencoder"] = str(args.out / OWN_AUTOENCODER)
         return TrainConfig(**{**about["config"], **asked}), run
     if args.objective == "autoencoder" and (args.condition or args.autoencoder):
-        raise ValueError("an autoencoder is told nothing and needs no other one: leave --condition and --autoencoder out")
+        raise ValueError(
+            "an autoencoder is told nothing and needs no other one: leave --condition and --autoencoder out"
+        )
     if args.autoencoder and args.condition == "low_resolution":
         raise ValueError("super-resolution works on pixels here: leave --autoencoder out")
     defaults = asdict(TrainConfig(steps=1))
@@ -203,12 +231,16 @@ def configure(args: argparse.Namespace) -> tuple[TrainConfig, dict]:
             told = "low_resolution"
         run |= {"size": size, "condition": args.condition or told, "autoencoder": pretrained.autoencoder_of(args.start)}
         run["before"] = {"name": Path(args.start).stem} | {k: about.get(k, 0) for k in COUNTED}
-        options["network"] = network if run["condition"] == told else conditioned(network, args.condition, args.data, size)
+        options["network"] = (
+            network if run["condition"] == told else conditioned(network, args.condition, args.data, size)
+        )
     else:
         if network.get("name") == "super_resolution":
             run["condition"] = "low_resolution"
         options["network"] = conditioned(network, run["condition"], args.data, size)
-    options["flip"] = mirrors(run["data"], run["condition"]) and not run["autoencoder"]  # latents are mirrored as pictures, before
+    options["flip"] = (
+        mirrors(run["data"], run["condition"]) and not run["autoencoder"]
+    )  # latents are mirrored as pictures, before
     return TrainConfig(**options), run
 
 
@@ -266,9 +298,7 @@ def main(arguments: list[str] | None = None) -> None:
             run = write_run(args.out, config, run)
             bar = tqdm(total=100, unit="%", bar_format="{l_bar}{bar}| {elapsed}<{remaining} {postfix}")
         bar.n = round(100 * config.progress(record.step, record.seconds), 2)
-        bar.set_postfix_str(
-            f"step {record.step}, loss {record.loss:.4f}, {record.images_per_second:.0f} images/s"
-        )
+        bar.set_postfix_str(f"step {record.step}, loss {record.loss:.4f}, {record.images_per_second:.0f} images/s")
         due = run["sample_every"] and record.step % run["sample_every"] < config.log_every
         if due and record.images_per_second:
             drawn = show(record.denoiser, 32, config, run, described, held_out, autoencoder)

@@ -34,9 +34,17 @@ from diffusion_utils.runs import Log, load_checkpoint, read_log, restore, save_c
 from diffusion_utils.schedule import Schedule
 
 __all__ = [
-    "StepRecord", "TrainConfig", "diffusion_loss", "ema_update", "load_checkpoint", "make_batch", "make_cond",
-    "read_log", "stop_on_signal", "train",
-]  # fmt: skip
+    "StepRecord",
+    "TrainConfig",
+    "diffusion_loss",
+    "ema_update",
+    "load_checkpoint",
+    "make_batch",
+    "make_cond",
+    "read_log",
+    "stop_on_signal",
+    "train",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,10 +78,17 @@ class StepRecord:
 
 
 def diffusion_loss(
-    net: nn.Module, x0: Tensor, noise: Tensor, t: Tensor, schedule: Schedule,
-    prediction_type: str, min_snr_gamma: float | None = None, sigma_data: float = 0.5,
-    cond: Tensor | None = None, snr_floor: float = 0.0,
-) -> Tensor:  # fmt: skip
+    net: nn.Module,
+    x0: Tensor,
+    noise: Tensor,
+    t: Tensor,
+    schedule: Schedule,
+    prediction_type: str,
+    min_snr_gamma: float | None = None,
+    sigma_data: float = 0.5,
+    cond: Tensor | None = None,
+    snr_floor: float = 0.0,
+) -> Tensor:
     """Mean squared error between the network's answer for x_t and the target (DDPM eq. 14).
 
     Args:
@@ -99,8 +114,12 @@ def diffusion_loss(
 
 
 def train(
-    config: TrainConfig, images: Tensor, run_dir: str | Path | None = None, resume: bool = False,
-    cond: Tensor | None = None, start: nn.Module | None = None,
+    config: TrainConfig,
+    images: Tensor,
+    run_dir: str | Path | None = None,
+    resume: bool = False,
+    cond: Tensor | None = None,
+    start: nn.Module | None = None,
 ) -> Iterator[StepRecord]:
     """Train a denoiser; yields a record every `config.log_every` steps and at the end.
 
@@ -151,16 +170,16 @@ def train(
     run_dir = run_dir and Path(run_dir)
     if checkpoint and checkpoint.exists():
         if not resume:
-            raise FileExistsError(
-                f"{run_dir} already holds a run: resume it (--resume) or choose another folder"
-            )
+            raise FileExistsError(f"{run_dir} already holds a run: resume it (--resume) or choose another folder")
         step, seconds = restore(checkpoint, config, net, ema, optimizer, device)
     log = Log(run_dir / "log.jsonl", step) if run_dir and accelerator.is_main_process else None
     raw_net = net
     net, optimizer = accelerator.prepare(net, optimizer)
     schedule = config.make_schedule()
     if isinstance(raw_net, SuperResolution) and raw_net.max_noise > schedule.num_train_timesteps:
-        raise ValueError(f"max_noise {raw_net.max_noise} lies beyond the {schedule.num_train_timesteps} timesteps: lower it")
+        raise ValueError(
+            f"max_noise {raw_net.max_noise} lies beyond the {schedule.num_train_timesteps} timesteps: lower it"
+        )
     denoiser = Denoiser(ema.module, schedule, config.prediction_type, config.sigma_data)
     images = images.to(device)
     if cond is not None:
@@ -188,18 +207,33 @@ def train(
                 group["lr"] = config.learning_rate_at(step, progress)
             if config.objective == "consistency":
                 loss = consistency_loss(
-                    net, x0, noise, t, schedule, config.prediction_type, int(progress * STAGES),
-                    config.sigma_data, described,
-                )  # fmt: skip
+                    net,
+                    x0,
+                    noise,
+                    t,
+                    schedule,
+                    config.prediction_type,
+                    int(progress * STAGES),
+                    config.sigma_data,
+                    described,
+                )
             elif config.objective == "autoencoder":
                 shape = (len(x0), *raw_net.latent_shape(*x0.shape[2:]))
                 latent_noise = noise.flatten(1)[:, : math.prod(shape[1:])].reshape(shape)
                 loss = autoencoder_loss(net, x0, latent_noise, config.kl_weight)
             else:
                 loss = diffusion_loss(
-                    net, x0, noise, t, schedule, config.prediction_type, config.min_snr_gamma,
-                    config.sigma_data, described, config.snr_floor,
-                )  # fmt: skip
+                    net,
+                    x0,
+                    noise,
+                    t,
+                    schedule,
+                    config.prediction_type,
+                    config.min_snr_gamma,
+                    config.sigma_data,
+                    described,
+                    config.snr_floor,
+                )
             accelerator.backward(loss)
             grad_norm = accelerator.clip_grad_norm_(net.parameters(), config.clip_grad_norm)
             optimizer.step()
@@ -221,11 +255,16 @@ def train(
                     )
             if log_due:
                 record = StepRecord(
-                    step, step * config.batch_size, mean_loss, config.learning_rate_at(step - 1, progress),
-                    float(grad_norm), seconds,
+                    step,
+                    step * config.batch_size,
+                    mean_loss,
+                    config.learning_rate_at(step - 1, progress),
+                    float(grad_norm),
+                    seconds,
                     (step - reported[0]) * config.batch_size / max(1e-9, seconds - reported[1]),
-                    denoiser, stopped=progress < 1 and stop,
-                )  # fmt: skip
+                    denoiser,
+                    stopped=progress < 1 and stop,
+                )
                 reported, losses = (step, seconds), []
                 if log:
                     log.write(record.to_json())
@@ -254,7 +293,9 @@ def begin_with(net: nn.Module, start: nn.Module) -> None:
     new = [name for name in own if name not in weights]
     fits = weights.keys() <= own.keys() and all(own[name].shape == value.shape for name, value in weights.items())
     if not fits or any(whole or not (".cross." in name or name == "embed.cond.weight") for name in new):
-        raise ValueError("the network to start with is of another form than the one to be trained: give it the same options")
+        raise ValueError(
+            "the network to start with is of another form than the one to be trained: give it the same options"
+        )
     into.load_state_dict({**own, **weights})
 
 

@@ -98,7 +98,11 @@ def frame_slider(
     text = labels if callable(labels) else labels.__getitem__
 
     slider = ipywidgets.IntSlider(
-        value=0, min=0, max=count - 1, description=description, continuous_update=True,
+        value=0,
+        min=0,
+        max=count - 1,
+        description=description,
+        continuous_update=True,
         style={"description_width": "initial"},
         layout=ipywidgets.Layout(width=WHOLE, max_width="600px"),
     )
@@ -113,9 +117,7 @@ def frame_slider(
     slider.observe(redraw, names="value")
     controls = slider
     if play:
-        button = ipywidgets.Play(
-            value=0, min=0, max=count - 1, interval=max(50, min(400, 6000 // count))
-        )
+        button = ipywidgets.Play(value=0, min=0, max=count - 1, interval=max(50, min(400, 6000 // count)))
         ipywidgets.jslink((button, "value"), (slider, "value"))
         controls = ipywidgets.HBox([button, slider], layout=ipywidgets.Layout(width=WHOLE))
     # Without flex-start a VBox would stretch the picture to its own width.
@@ -156,19 +158,22 @@ def noise_slider(
         decibels = f"{10 * math.log10(snr):.1f}".replace("-", "−") if snr > 0 else "−∞"
         share = float(schedule.alphas_cumprod[t].sqrt())
         return _line(
-            f"<b>t = {t}</b>", f"signal-to-noise ratio {ratio} ({decibels} dB)",
+            f"<b>t = {t}</b>",
+            f"signal-to-noise ratio {ratio} ({decibels} dB)",
             f"share of signal left √ᾱ = {share:.3f}",
         )
 
     return frame_slider(
-        frame, label, "t", count=schedule.num_train_timesteps,
-        width=_width_on_screen(size[1], images.shape[2]), shows=f"{len(images)} pictures with the noise of timestep t",
+        frame,
+        label,
+        "t",
+        count=schedule.num_train_timesteps,
+        width=_width_on_screen(size[1], images.shape[2]),
+        shows=f"{len(images)} pictures with the noise of timestep t",
     )
 
 
-def scrubber(
-    steps: Iterable[tuple[int, Tensor, Tensor]], columns: int = 4, aspect: float = 4 / 3
-) -> ipywidgets.VBox:
+def scrubber(steps: Iterable[tuple[int, Tensor, Tensor]], columns: int = 4, aspect: float = 4 / 3) -> ipywidgets.VBox:
     """A sampler's steps, back and forth: x_t on the left, the picture x̂₀ it foresees on the right.
 
     Args:
@@ -201,21 +206,34 @@ def scrubber(
     def label(k: int) -> str:
         t = steps[k][0]
         return _line(
-            f"<b>{'finished' if t < 0 else f't = {t}'}</b>", f"step {k} of {len(steps) - 1}",
-            "left: x<sub>t</sub>", "right: x̂₀, the picture foreseen from it",
+            f"<b>{'finished' if t < 0 else f't = {t}'}</b>",
+            f"step {k} of {len(steps) - 1}",
+            "left: x<sub>t</sub>",
+            "right: x̂₀, the picture foreseen from it",
         )
 
     size = side_by_side(*steps[0][1:], columns, aspect).shape
     return frame_slider(
-        frame, label, "step", count=len(steps), play=True,
-        width=_width_on_screen(size[1], steps[0][1].shape[2]), shows="left x_t, right x̂₀, the picture foreseen from it",
+        frame,
+        label,
+        "step",
+        count=len(steps),
+        play=True,
+        width=_width_on_screen(size[1], steps[0][1].shape[2]),
+        shows="left x_t, right x̂₀, the picture foreseen from it",
     )
 
 
 def prompt_box(
-    draw: Callable[[str, float, int], Tensor], prompt: str, scale: float = 3.0, seed: int = 0,
-    highest_scale: float = 8.0, remark: Callable[[str], str] = lambda prompt: "", columns: int = 4,
-    aspect: float = 4 / 3, height: int = CELL_HEIGHT,
+    draw: Callable[[str, float, int], Tensor],
+    prompt: str,
+    scale: float = 3.0,
+    seed: int = 0,
+    highest_scale: float = 8.0,
+    remark: Callable[[str], str] = lambda prompt: "",
+    columns: int = 4,
+    aspect: float = 4 / 3,
+    height: int = CELL_HEIGHT,
 ) -> ipywidgets.VBox:
     """A line to type a prompt into, a slider for the guidance scale, a seed; and the cars they give.
 
@@ -235,12 +253,23 @@ def prompt_box(
     wide = ipywidgets.Layout(width=WHOLE, max_width="600px")
     name = {"description_width": "90px"}
     text = ipywidgets.Text(value=prompt, description="prompt", continuous_update=False, style=name, layout=wide)
-    slider = ipywidgets.FloatSlider(value=scale, min=0, max=highest_scale, step=0.5, description="guidance w",
-                                    continuous_update=False, style=name, layout=wide)  # fmt: skip
-    number = ipywidgets.BoundedIntText(value=seed, min=0, max=2**31, description="seed", style=name,
-                                       layout=ipywidgets.Layout(width="220px"))  # fmt: skip
+    slider = ipywidgets.FloatSlider(
+        value=scale,
+        min=0,
+        max=highest_scale,
+        step=0.5,
+        description="guidance w",
+        continuous_update=False,
+        style=name,
+        layout=wide,
+    )
+    number = ipywidgets.BoundedIntText(
+        value=seed, min=0, max=2**31, description="seed", style=name, layout=ipywidgets.Layout(width="220px")
+    )
     slider.tooltip, number.tooltip = slider.description, number.description  # version 8 would show "null" there
-    image = Picture(format="png", layout=ipywidgets.Layout(max_width=WHOLE), tooltip="the pictures drawn for the prompt")
+    image = Picture(
+        format="png", layout=ipywidgets.Layout(max_width=WHOLE), tooltip="the pictures drawn for the prompt"
+    )
     label = ipywidgets.HTML()
 
     def redraw(change=None):
@@ -251,7 +280,9 @@ def prompt_box(
         image.layout.width = f"{min(WIDEST, round(grid.shape[1] * height / pictures.shape[2]))}px"
         said = html.escape(remark(text.value))  # it repeats what was typed
         what = html.escape(text.value.strip()) or "(no prompt)"
-        label.value = _line(f"<b>{what}</b>", f"w = {slider.value:g}", f"seed {number.value}") + (said and f"<br>{said}")
+        label.value = _line(f"<b>{what}</b>", f"w = {slider.value:g}", f"seed {number.value}") + (
+            said and f"<br>{said}"
+        )
 
     redraw()
     for control in (text, slider, number):

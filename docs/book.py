@@ -71,8 +71,9 @@ def _write(folder: Path, drawn: Container[str] | None, root: Path) -> None:
     """All files of the book."""
     chapters, url = contents(root), repository(root)
     loader = jinja2.FileSystemLoader(HERE / "book_templates")
-    templates = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True,
-                                   undefined=jinja2.StrictUndefined)  # fmt: skip
+    templates = jinja2.Environment(
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
     exporter, formulas = Exporter(), []
     for chapter in chapters:
         path = root / "notebooks" / f"{chapter['name']}.ipynb"
@@ -146,18 +147,29 @@ def contents(root: Path) -> list[dict]:
         picture = re.search(r"!\[(.+?)\]\((images/(\w+)\.\w+)\)", " ".join(row))
         if takes is not None and link and picture:
             small = picture[2] if picture[2].endswith("svg") else f"images/small/{picture[3]}.jpg"
-            chapters.append({"name": link[1], "alt": picture[1], "picture": picture[2], "small": small,
-                             "takeaway": Markup(html(row[takes]))})  # fmt: skip
+            chapters.append(
+                {
+                    "name": link[1],
+                    "alt": picture[1],
+                    "picture": picture[2],
+                    "small": small,
+                    "takeaway": Markup(html(row[takes])),
+                }
+            )
     stored = sorted(path.stem for path in (root / "notebooks").glob("*.ipynb"))
     if [chapter["name"] for chapter in chapters] != stored:
-        raise ValueError(f"README.md: its table of notebooks has to name {', '.join(stored)}, in this order, "
-                         "each with a picture, and to have a column 'what you take away'")  # fmt: skip
+        raise ValueError(
+            f"README.md: its table of notebooks has to name {', '.join(stored)}, in this order, "
+            "each with a picture, and to have a column 'what you take away'"
+        )
     return chapters
 
 
 def repository(root: Path) -> str:
     """Address of the repository, without a slash at its end."""
-    return tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Repository"].rstrip("/")
+    return tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Repository"].rstrip(
+        "/"
+    )
 
 
 def html(markdown: str) -> str:
@@ -181,9 +193,11 @@ class Exporter(HTMLExporter):
     def __init__(self):
         template = str(HERE / "book_templates" / "cells.html.j2")
         kinds = ["image/png", "text/html", "text/markdown", "text/plain"]
-        super().__init__(template_name="basic", template_file=template, config={
-            "ExtractOutputPreprocessor": {"enabled": True}, "NbConvertBase": {"display_data_priority": kinds},
-        })  # fmt: skip
+        super().__init__(
+            template_name="basic",
+            template_file=template,
+            config={"ExtractOutputPreprocessor": {"enabled": True}, "NbConvertBase": {"display_data_priority": kinds}},
+        )
 
     @jinja2.pass_context
     def markdown2html(self, context, source: str) -> str:
@@ -240,8 +254,7 @@ def sentence(markdown: str) -> str:
         each.replace_with("$")  # read as text, a formula is garbled
     headings = soup.find_all(re.compile("^h[1-6]$"))
     after = headings[-1].find_all_next("p") if headings else soup.find_all("p")
-    parts = [part for each in after
-             for part in re.split(r"(?<=[.?!])(?<!eq\.)(?<!al\.)\s+", each.get_text())]  # fmt: skip
+    parts = [part for each in after for part in re.split(r"(?<=[.?!])(?<!eq\.)(?<!al\.)\s+", each.get_text())]
     told = [part for part in parts if not part.endswith("?") and "$" not in part]
     told = told or [each.get_text() for each in headings[-1:]] or [""]
     # A colon before a list leads to that, not to the picture.
@@ -274,8 +287,16 @@ def widgets(path: Path, folder: Path, drawn: bool) -> Iterator[tuple[int, dict]]
         frames.sort()  # by their numbers
         wide = int(image.layout.width.removesuffix("px"))
         start = frames[sum(control["start"] * control["stride"] for control in controls)]
-        yield place, {"frames": frames, "controls": controls, "start": start,
-                      "width": wide, "height": round(wide * height / width)}  # fmt: skip
+        yield (
+            place,
+            {
+                "frames": frames,
+                "controls": controls,
+                "start": start,
+                "width": wide,
+                "height": round(wide * height / width),
+            },
+        )
 
 
 def store(png: bytes, path: Path) -> tuple[int, int]:
@@ -336,8 +357,9 @@ def prompts(controls: ipywidgets.VBox, space: dict, path: Path) -> tuple[list[di
     text, slider, _ = controls.children
     wishes = space.get("PROMPTS", [])
     if text.value not in wishes:
-        raise ValueError(f"{path.name}: a prompt box needs a list PROMPTS of what to draw in advance, "
-                         "its own prompt among them")  # fmt: skip
+        raise ValueError(
+            f"{path.name}: a prompt box needs a list PROMPTS of what to draw in advance, its own prompt among them"
+        )
 
     def moves():
         for i, scale in enumerate(SCALES):

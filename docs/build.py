@@ -17,9 +17,13 @@ FOLDER = Path(__file__).resolve().parent
 sys.path.insert(0, str(FOLDER.parent))  # works in a checkout, too, where the package is not installed
 NETWORKS = ("stanford-cars-1m", "stanford-cars-text")
 RUNTIME = (
-    "ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm",  # WebAssembly
-    "ort.webgpu.min.mjs", "ort-wasm-simd-threaded.asyncify.mjs", "ort-wasm-simd-threaded.asyncify.wasm",  # WebGPU
-)  # fmt: skip
+    "ort.wasm.min.mjs",
+    "ort-wasm-simd-threaded.mjs",
+    "ort-wasm-simd-threaded.wasm",  # WebAssembly
+    "ort.webgpu.min.mjs",
+    "ort-wasm-simd-threaded.asyncify.mjs",
+    "ort-wasm-simd-threaded.asyncify.wasm",  # WebGPU
+)
 
 
 def models(folder: Path = FOLDER / "models") -> None:
@@ -34,8 +38,12 @@ def vendor(folder: Path = FOLDER / "vendor") -> None:
     """The ONNX runtime for browsers, as package-lock.json pins it."""
     npm = shutil.which("npm")
     if npm is None:
-        raise FileNotFoundError("npm is missing, which fetches the ONNX runtime for browsers: install Node.js 20 or later")
-    subprocess.run([npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel", "error"], cwd=FOLDER, check=True)
+        raise FileNotFoundError(
+            "npm is missing, which fetches the ONNX runtime for browsers: install Node.js 20 or later"
+        )
+    subprocess.run(
+        [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel", "error"], cwd=FOLDER, check=True
+    )
     package = FOLDER / "node_modules" / "onnxruntime-web"
     new = folder.with_suffix(".new")  # becomes `folder` when it is complete
     shutil.rmtree(new, ignore_errors=True)

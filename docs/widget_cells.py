@@ -64,5 +64,7 @@ def names(source: str) -> tuple[set[str], set[str]]:
 def _global_reads(scope: symtable.SymbolTable) -> set[str]:
     """Names of the module that a scope, or one inside it, reads."""
     at_top = scope.get_type() == "module"
-    read = {symbol.get_name() for symbol in scope.get_symbols() if symbol.is_referenced() and (at_top or symbol.is_global())}
+    read = {
+        symbol.get_name() for symbol in scope.get_symbols() if symbol.is_referenced() and (at_top or symbol.is_global())
+    }
     return read.union(*map(_global_reads, scope.get_children()))

@@ -20,7 +20,13 @@ def test_accuracy_counts_each_attribute_and_all_at_once():
     asked = torch.tensor([[0, 0, 0, 0], [1, 2, 1, 2], [5, 7, 1, 2], [3, 3, 0, 1]])
     read = asked.clone()
     read[0, 1], read[1, 0], read[1, 3] = 6, 2, 0
-    assert attributes.accuracy(read, asked) == {"body": 0.75, "colour": 0.75, "direction": 1.0, "time": 0.75, "all": 0.5}
+    assert attributes.accuracy(read, asked) == {
+        "body": 0.75,
+        "colour": 0.75,
+        "direction": 1.0,
+        "time": 0.75,
+        "all": 0.5,
+    }
 
 
 def test_every_kind_has_its_caption_and_labels():

@@ -92,8 +92,13 @@ def test_scaled_latents_have_variance_one_and_lead_back():
 def test_the_scale_is_kept_with_the_weights(tmp_path):
     net = new().eval()
     net.set_scale(to_float(toy_cars.load(8, 16).images))
-    about = {"network": {"name": "autoencoder", "channels": [8, 16]}, "prediction_type": "sample", "schedule": "cosine",
-             "num_train_timesteps": 1000, "zero_terminal_snr": False}  # fmt: skip
+    about = {
+        "network": {"name": "autoencoder", "channels": [8, 16]},
+        "prediction_type": "sample",
+        "schedule": "cosine",
+        "num_train_timesteps": 1000,
+        "zero_terminal_snr": False,
+    }
     pretrained.save(tmp_path / "a.safetensors", Denoiser(net, cosine(1000), "sample"), about, torch.float32)
     loaded = pretrained.load(tmp_path / "a.safetensors").net
     assert torch.equal(loaded.scaling_factor, net.scaling_factor)
@@ -102,8 +107,18 @@ def test_the_scale_is_kept_with_the_weights(tmp_path):
 def test_it_learns_to_copy():
     images = toy_cars.load(64, 16).images
     network = {"name": "autoencoder", "channels": [16, 16], "latent_channels": 8}
-    config = TrainConfig(network, objective="autoencoder", steps=300, batch_size=16, learning_rate=5e-3, warmup_steps=5,
-                         ema_decay=0.9, mixed_precision="no", log_every=300, flip=False)  # fmt: skip
+    config = TrainConfig(
+        network,
+        objective="autoencoder",
+        steps=300,
+        batch_size=16,
+        learning_rate=5e-3,
+        warmup_steps=5,
+        ema_decay=0.9,
+        mixed_precision="no",
+        log_every=300,
+        flip=False,
+    )
     (record,) = train(config, images)
     quality = evaluation.reconstruction_quality(record.denoiser.net, images)
     blurred = F.interpolate(F.avg_pool2d(to_float(images), 4), scale_factor=4, mode="bilinear")

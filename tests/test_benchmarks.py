@@ -65,10 +65,21 @@ def save(path, images_seen=0, seed=0, size=32):
         for parameter in net.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
     about = {
-        "network": TINY, "prediction_type": "sample", "schedule": "cosine", "num_train_timesteps": 100,
-        "zero_terminal_snr": False, "size": size, "data": "Stanford Cars train, 50", "parameters": 1, "macs": 1,
-        "images_seen": images_seen, "seconds": 1, "machine": "a test", "conditions": KINDS, "held_out_error_of_x0_as_share_of_variance": {"t=9": 0.5},
-    }  # fmt: skip
+        "network": TINY,
+        "prediction_type": "sample",
+        "schedule": "cosine",
+        "num_train_timesteps": 100,
+        "zero_terminal_snr": False,
+        "size": size,
+        "data": "Stanford Cars train, 50",
+        "parameters": 1,
+        "macs": 1,
+        "images_seen": images_seen,
+        "seconds": 1,
+        "machine": "a test",
+        "conditions": KINDS,
+        "held_out_error_of_x0_as_share_of_variance": {"t=9": 0.5},
+    }
     pretrained.save(path, Denoiser(net, make_schedule("cosine", 100), "sample"), about)
     return path
 
@@ -94,10 +105,16 @@ def test_a_peer_is_called_like_every_network_and_has_a_schedule(name):
     assert (schedule.alphas_cumprod.diff() < 0).all() and schedule.alphas_cumprod[-1] > 0
     with torch.device("meta"):
         net = peer.build(32).eval()
-    assert networks.count_parameters(net) == {
-        "ours": 996_972, "plain U-Net": 62_438_883, "diffusers": 113_673_219,
-        "denoising-diffusion-pytorch": 35_711_491, "smalldiffusion": 36_071_939,
-    }[name]  # fmt: skip
+    assert (
+        networks.count_parameters(net)
+        == {
+            "ours": 996_972,
+            "plain U-Net": 62_438_883,
+            "diffusers": 113_673_219,
+            "denoising-diffusion-pytorch": 35_711_491,
+            "smalldiffusion": 36_071_939,
+        }[name]
+    )
     for count in () if name == "smalldiffusion" else (1, 2):  # it reads values, which "meta" has none of
         x_t = torch.zeros(count, 3, 32, 32, device="meta")
         assert net(x_t, torch.zeros(count, dtype=torch.int64, device="meta")).shape == x_t.shape
@@ -131,9 +148,13 @@ def test_the_loss_of_denoising_diffusion_pytorch_is_its_own():
 @pytest.fixture
 def small_peer(monkeypatch):
     small = peers.Peer(
-        "a small one", lambda size: peers.PlainUNet((4, 8)), peers.plain_schedule,
-        lambda net: torch.optim.Adam(net.parameters(), 5e-3), loss=peers.l1, batch_size=4,
-    )  # fmt: skip
+        "a small one",
+        lambda size: peers.PlainUNet((4, 8)),
+        peers.plain_schedule,
+        lambda net: torch.optim.Adam(net.parameters(), 5e-3),
+        loss=peers.l1,
+        batch_size=4,
+    )
     monkeypatch.setattr(peers, "PEERS", {"small": small})
 
 
@@ -159,7 +180,18 @@ def test_shipped_weights_are_shrunk_and_set_beside_the_peers(tmp_path, small_pee
     monkeypatch.setattr(pretrained, "FOLDER", tmp_path)
     save(tmp_path / "mine.safetensors", 500)
     run_peers(tmp_path, "small")
-    own = ["--size", "16", "--minutes", "0.005", "--count", "6", "--device", "cpu", "--out", str(tmp_path / "peers.json")]
+    own = [
+        "--size",
+        "16",
+        "--minutes",
+        "0.005",
+        "--count",
+        "6",
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path / "peers.json"),
+    ]
     for _ in range(2):  # measured anew, not added twice
         peers.main(["small", *own, "--shipped", "mine"])
     small, mine = json.loads((tmp_path / "peers.json").read_text())
@@ -242,9 +274,15 @@ def test_a_measured_snapshot_is_shipped_with_its_guide(tmp_path, monkeypatch):
     assert pretrained.names() == ["mine", "mine-guide"]
     card = pretrained.card("mine")
     assert card["drawing"] == {
-        "sampler": "dpm_solver_pp", "steps": 2, "guidance_scale": 2, "guide": "mine-guide", "skip_layers": None,
-        "interval": None, "time_shift": 0, "guide_described": True,
-    }  # fmt: skip
+        "sampler": "dpm_solver_pp",
+        "steps": 2,
+        "guidance_scale": 2,
+        "guide": "mine-guide",
+        "skip_layers": None,
+        "interval": None,
+        "time_shift": 0,
+        "guide_described": True,
+    }
     assert card["generated"] == row["generated"] and card["images_seen"] == 200
     assert pretrained.card("mine-guide")["images_seen"] == 100
     with pytest.raises(ValueError, match="--ship takes one snapshot"):
@@ -278,7 +316,9 @@ def test_ways_of_guidance_are_measured_once_for_each_state_of_the_weights(tmp_pa
     assert rows[0]["generated"] != rows[1]["generated"] and rows[0]["floor"] == rows[1]["floor"]
     assert (rows[1]["skip_layers"], rows[1]["images_seen"], rows[1]["count"]) == (["encoder.0"], 500, 6)
     rows = measured("--guide", str(save(tmp_path / "weak.safetensors", 100, seed=1)))
-    assert len(rows) == 3 and rows[2]["guide"].endswith("/weak.safetensors") and not Path(rows[2]["guide"]).is_absolute()
+    assert (
+        len(rows) == 3 and rows[2]["guide"].endswith("/weak.safetensors") and not Path(rows[2]["guide"]).is_absolute()
+    )
     save(weights, 900, seed=2)
     assert [row["images_seen"] for row in measured()] == [500, 500, 500, 900, 900]
 
@@ -301,17 +341,23 @@ def test_ways_of_drawing_are_timed_beside_each_other(tmp_path, monkeypatch, caps
     drawing_speed.main(["--weights", str(weights), "--student", str(student), *own, "--out", str(out)])
     ways = json.loads(out.read_text())["ways"]
     assert list(ways) == [
-        "as advised", "bf16", "compiled", "not guided", "4 steps", "2 steps", "student, 1", "student, 2", "student, 4",
-    ]  # fmt: skip
+        "as advised",
+        "bf16",
+        "compiled",
+        "not guided",
+        "4 steps",
+        "2 steps",
+        "student, 1",
+        "student, 2",
+        "student, 4",
+    ]
     assert [way["steps"] for way in ways.values()] == [8, 8, 8, 8, 4, 2, 1, 2, 4]
     assert ways["as advised"]["ratio"] == 1 and all(way["seconds"] > 0 for way in ways.values())
     assert len(capsys.readouterr().out.splitlines()) == 10
 
 
 def test_the_preset_is_what_the_peers_are_compared_with():
-    assert networks.count_parameters(peers.ours(64)) == networks.count_parameters(
-        networks.build(**presets.CARS_1M)
-    )
+    assert networks.count_parameters(peers.ours(64)) == networks.count_parameters(networks.build(**presets.CARS_1M))
 
 
 # ---------------------------------------------------------------- recipe
@@ -357,11 +403,28 @@ class Blind:
 def text_weights(path, data, autoencoder=None):
     """Untrained ones, that take prompts, for 16×16 pictures or an autoencoder's latents of them."""
     channels = {} if autoencoder is None else {"picture_channels": 2}
-    network = {"name": "text_to_image", "words": ["a", "red", "van"], "length": 3, "text_dim": 8, "text_depth": 1,
-               "net": {"name": "resnet", "channels": [8, 8], "attention": [2], "embedding_dim": 8, **channels}}  # fmt: skip
-    about = {"network": network, "prediction_type": "sample", "schedule": "cosine", "num_train_timesteps": 100,
-             "zero_terminal_snr": False, "size": 16, "prompts": ["a red van"], "data": data, "images_seen": 7,
-             "seconds": 1, "macs": 1, "autoencoder": autoencoder}  # fmt: skip
+    network = {
+        "name": "text_to_image",
+        "words": ["a", "red", "van"],
+        "length": 3,
+        "text_dim": 8,
+        "text_depth": 1,
+        "net": {"name": "resnet", "channels": [8, 8], "attention": [2], "embedding_dim": 8, **channels},
+    }
+    about = {
+        "network": network,
+        "prediction_type": "sample",
+        "schedule": "cosine",
+        "num_train_timesteps": 100,
+        "zero_terminal_snr": False,
+        "size": 16,
+        "prompts": ["a red van"],
+        "data": data,
+        "images_seen": 7,
+        "seconds": 1,
+        "macs": 1,
+        "autoencoder": autoencoder,
+    }
     denoiser = Denoiser(networks.build(**network), make_schedule("cosine", 100), "sample")
     pretrained.save(path, denoiser, about)
     return str(path)
@@ -398,7 +461,9 @@ def cars(monkeypatch):
 
 def test_prompts_of_photographs_are_judged_by_pixels_and_features(tmp_path, cars, monkeypatch):
     asked = []
-    monkeypatch.setattr(prompts, "draw", lambda weights, texts, how, size: asked.append(texts) or cars.part(True).images)
+    monkeypatch.setattr(
+        prompts, "draw", lambda weights, texts, how, size: asked.append(texts) or cars.part(True).images
+    )
     weights = text_weights(tmp_path / "photos.safetensors", "Stanford Cars")
     prompts.main(["--weights", weights, "--results", str(tmp_path), "--only", "not guided"])
     (row,) = json.loads((tmp_path / "prompts-photos.json").read_text())
@@ -408,10 +473,13 @@ def test_prompts_of_photographs_are_judged_by_pixels_and_features(tmp_path, cars
     assert abs(row["generated"]["kid"]) < 0.2
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["--weights", "stanford-cars-1m"], "takes no prompts"),
-    (["--weights", "toy-cars-text", "--only", "w = 77"], "no way of drawing named 'w = 77'"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--weights", "stanford-cars-1m"], "takes no prompts"),
+        (["--weights", "toy-cars-text", "--only", "w = 77"], "no way of drawing named 'w = 77'"),
+    ],
+)
 def test_what_prompts_cannot_measure_is_said(tmp_path, arguments, message):
     with pytest.raises(ValueError, match=message):
         prompts.main([*arguments, "--results", str(tmp_path)])
@@ -419,15 +487,36 @@ def test_what_prompts_cannot_measure_is_said(tmp_path, arguments, message):
 
 
 def test_latents_are_measured_beside_pixels(tmp_path, cars, capsys):
-    about = {"network": {"name": "autoencoder", "channels": [8, 8], "latent_channels": 2}, "prediction_type": "sample",
-             "schedule": "cosine", "num_train_timesteps": 100, "zero_terminal_snr": False, "size": 16, "seconds": 30, "images_seen": 9}  # fmt: skip
+    about = {
+        "network": {"name": "autoencoder", "channels": [8, 8], "latent_channels": 2},
+        "prediction_type": "sample",
+        "schedule": "cosine",
+        "num_train_timesteps": 100,
+        "zero_terminal_snr": False,
+        "size": 16,
+        "seconds": 30,
+        "images_seen": 9,
+    }
     encoder = str(tmp_path / "vae.safetensors")
-    pretrained.save(encoder, Denoiser(networks.build(**about["network"]), make_schedule("cosine", 100), "sample"), about)
+    pretrained.save(
+        encoder, Denoiser(networks.build(**about["network"]), make_schedule("cosine", 100), "sample"), about
+    )
     (tmp_path / "pixels").mkdir()
     text_weights(tmp_path / "pixels/weights.safetensors", "Stanford Cars")
     latents = text_weights(tmp_path / "latents.safetensors", "Stanford Cars", autoencoder=encoder)
-    command = [str(tmp_path / "pixels"), latents, "--autoencoders", encoder, "--results", str(tmp_path), "--count", "4",
-               "--only", "not guided", "without middle and caption, w = 3"]  # fmt: skip
+    command = [
+        str(tmp_path / "pixels"),
+        latents,
+        "--autoencoders",
+        encoder,
+        "--results",
+        str(tmp_path),
+        "--count",
+        "4",
+        "--only",
+        "not guided",
+        "without middle and caption, w = 3",
+    ]
     latent.main(command)
     latent.main(command)
     found = json.loads((tmp_path / "latent.json").read_text())
@@ -440,7 +529,11 @@ def test_latents_are_measured_beside_pixels(tmp_path, cars, capsys):
     assert last["decoders_macs"] > 0
     assert last["decoders_parameters"] == networks.count_parameters(pretrained.load(encoder).net.decoder)
     (lost,) = found["autoencoders"].values()
-    assert lost["latent"] == [2, 4, 4] and lost["counts"]["generated"] == len(cars.part(True).images[:4]) and lost["psnr"] < 30
+    assert (
+        lost["latent"] == [2, 4, 4]
+        and lost["counts"]["generated"] == len(cars.part(True).images[:4])
+        and lost["psnr"] < 30
+    )
     latent.main([*command, "--speed", "--rounds", "1"])
     speed = json.loads((tmp_path / "latent-speed.json").read_text())["networks"]
     assert speed["pixels"]["ratio"] == 1 and speed["latents"]["seconds"] > 0

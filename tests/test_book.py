@@ -53,8 +53,12 @@ def broken(folder):
     """What is wrong with a site's links: list of sentences."""
     soups = {path: BeautifulSoup(path.read_text(), "html.parser") for path in sorted(folder.glob("*.html"))}
     ids = {path: [each["id"] for each in soup.find_all(id=True)] for path, soup in soups.items()}
-    faults = [f"{path.name}: two things have the id {id}" for path, here in ids.items()
-              for id in set(here) if here.count(id) > 1]  # fmt: skip
+    faults = [
+        f"{path.name}: two things have the id {id}"
+        for path, here in ids.items()
+        for id in set(here)
+        if here.count(id) > 1
+    ]
     for path, soup in soups.items():
         loaded = [each["src"] for each in soup.find_all(src=True)]
         loaded += [each["href"] for each in soup.find_all("link", href=True)]
@@ -91,14 +95,20 @@ def test_links_pictures_and_anchors_resolve_and_nothing_comes_from_elsewhere(sit
     assert broken(site) == []
 
 
-@pytest.mark.parametrize(("html", "fault"), [
-    ('<a href="b.html">', "nothing at b.html"), ('<a href="#x">', "no such place, #x"),
-    ('<a href="a.html#%C3%A9">', "no such place"), ('<a href="../../etc">', "nothing at ../../etc"),
-    ('<img src="x.png">', "nothing at x.png"), ('<p id="a"><p id="a">', "the id a"),
-    ('<script src="https://x.org/a.js"></script>', "loads https://x.org/a.js"),
-    ('<link href="//x.org/a.css">', "loads //x.org/a.css"),
-    ('<figure class="frames"><script>[["f/0.jpg", "", ""]]</script></figure>', "nothing at f/0.jpg"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("html", "fault"),
+    [
+        ('<a href="b.html">', "nothing at b.html"),
+        ('<a href="#x">', "no such place, #x"),
+        ('<a href="a.html#%C3%A9">', "no such place"),
+        ('<a href="../../etc">', "nothing at ../../etc"),
+        ('<img src="x.png">', "nothing at x.png"),
+        ('<p id="a"><p id="a">', "the id a"),
+        ('<script src="https://x.org/a.js"></script>', "loads https://x.org/a.js"),
+        ('<link href="//x.org/a.css">', "loads //x.org/a.css"),
+        ('<figure class="frames"><script>[["f/0.jpg", "", ""]]</script></figure>', "nothing at f/0.jpg"),
+    ],
+)
 def test_the_link_checker_finds_faults(tmp_path, html, fault):
     (tmp_path / "a.html").write_text('<p id="é"><a href="#é">fine</a> <a href="https://x.org">too</a>')
     assert broken(tmp_path) == []
@@ -190,16 +200,22 @@ def cells():
     alts = ({"image/png": {"alt": "a dot"}}, {})
     outputs = [v4.new_output("display_data", {"image/png": PICTURE}, metadata=alt) for alt in alts]
     code = {
-        "bootstrap": "import google.colab", "import": "import torch\nfrom diffusion_utils import widgets", "walk": WALK,
-        "scrubber": "widgets.scrubber([step(t) for t in (4, 2, 0, -1)])", "draw": DRAWN,
+        "bootstrap": "import google.colab",
+        "import": "import torch\nfrom diffusion_utils import widgets",
+        "walk": WALK,
+        "scrubber": "widgets.scrubber([step(t) for t in (4, 2, 0, -1)])",
+        "draw": DRAWN,
         "box": "widgets.prompt_box(draw, 'a red van')",
-    }  # fmt: skip
+    }
     made = {name: v4.new_code_cell(source) for name, source in code.items()}
     text = [
-        "# 1 · Small", "## A & B", "$x$ [itself](01_small.ipynb#A-&-B) [results](../README.md#results)",
+        "# 1 · Small",
+        "## A & B",
+        "$x$ [itself](01_small.ipynb#A-&-B) [results](../README.md#results)",
         "[all](../README.md#the-notebooks) [file](../images/x.png) [folder](../images)",
-        "![a dot](../images/x.png) [![Colab](https://x.org/badge.svg)](https://x.org)", "| a | b |\n| - | - |\n| 1 | 2 |",
-    ]  # fmt: skip
+        "![a dot](../images/x.png) [![Colab](https://x.org/badge.svg)](https://x.org)",
+        "| a | b |\n| - | - |\n| 1 | 2 |",
+    ]
     before = ["## C", "Why? Because `x` of $y$ is 1. So **it is** (Ho et al. 2020, eq. 3). Then:", "- this"]
     texts = {"text": v4.new_markdown_cell("\n\n".join(text)), "before": v4.new_markdown_cell("\n\n".join(before))}
     return {**texts, "plot": v4.new_code_cell("plot()", outputs=outputs), **made}
@@ -211,8 +227,10 @@ def small(root, chosen):
         (root / name).mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (40, 30)).save(root / "images/x.png")
     (root / "pyproject.toml").write_text('[project]\n[project.urls]\nRepository = "https://git.example/a/b/"\n')
-    (root / "README.md").write_text("| | notebook | what you take away | |\n| - | - | - | - |\n"
-                                    "| ![a dot](images/x.png) | [1](notebooks/01_small.ipynb) | *Much* | x |\n")  # fmt: skip
+    (root / "README.md").write_text(
+        "| | notebook | what you take away | |\n| - | - | - | - |\n"
+        "| ![a dot](images/x.png) | [1](notebooks/01_small.ipynb) | *Much* | x |\n"
+    )
     nbformat.write(v4.new_notebook(cells=list(chosen.values())), root / "notebooks/01_small.ipynb")
     return root
 
@@ -229,11 +247,14 @@ def test_links_of_a_notebook_lead_to_pages_or_to_the_repository(little):
     soup = page(little / "book", "01_small")
     text = soup.select_one(".text")
     assert {link.get_text(): link["href"] for link in text.find_all("a")} == {
-        "#": "#A-&-B", "itself": "01_small.html#A-&-B", "all": "index.html",
+        "#": "#A-&-B",
+        "itself": "01_small.html#A-&-B",
+        "all": "index.html",
         "results": "https://git.example/a/b#results",
-        "file": "https://git.example/a/b/blob/main/images/x.png", "folder": "https://git.example/a/b/tree/main/images",
+        "file": "https://git.example/a/b/blob/main/images/x.png",
+        "folder": "https://git.example/a/b/tree/main/images",
         "Colab": "https://x.org",
-    }  # fmt: skip
+    }
     assert [link.get_text() for link in soup.select("nav ul ul a")] == ["A & B", "C"]
     assert "google.colab" not in soup.get_text() and text.select_one(".scroll > table")
     assert page(little / "book", "index").select_one(".chapters em").get_text() == "Much"
@@ -244,11 +265,20 @@ def test_alt_texts_come_from_the_metadata_or_from_the_text_before(little):
     assert alts == ["a dot", "Output of the code above: So it is (Ho et al. 2020, eq. 3)."]
 
 
-@pytest.mark.parametrize(("markdown", "expected"), [
-    ("First. Second.", "First."), ("First. Like *this*:", "Like this:"), ("Who? We.", "We."), ("", ""),
-    ("# Only a heading", "Only a heading"), ("Before.\n\n## Between\n\nAfter.", "After."),
-    ("word " * 50, "word " * 22 + "word…"), ("With $x$. Without.", "Without."), ("One. List:\n\n- two", "One."),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("markdown", "expected"),
+    [
+        ("First. Second.", "First."),
+        ("First. Like *this*:", "Like this:"),
+        ("Who? We.", "We."),
+        ("", ""),
+        ("# Only a heading", "Only a heading"),
+        ("Before.\n\n## Between\n\nAfter.", "After."),
+        ("word " * 50, "word " * 22 + "word…"),
+        ("With $x$. Without.", "Without."),
+        ("One. List:\n\n- two", "One."),
+    ],
+)
 def test_the_sentence_that_describes_a_picture(markdown, expected):
     assert book.sentence(markdown) == expected
 
@@ -283,27 +313,39 @@ def test_the_same_notebooks_make_the_same_bytes_and_replace_an_older_book(little
         (tmp_path / "book" / name).touch()
     book.build(tmp_path / "book", root=little / "root")
     assert [path.name for path in tmp_path.iterdir()] == ["book"]  # nothing is left beside it
-    first, second = ({path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-                     for folder in (little / "book", tmp_path / "book"))  # fmt: skip
+    first, second = (
+        {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        for folder in (little / "book", tmp_path / "book")
+    )
     assert first == second
 
 
-@pytest.mark.parametrize(("name", "source", "complaint"), [
-    ("text", "# A\n\n[x](gone.ipynb)", "01_small.ipynb: gone.ipynb leads to nothing"),
-    ("text", "# A\n\n[x](../../outside)", "01_small.ipynb: ../../outside leads to nothing"),
-    ("text", "# A\n\n![a](../images/gone.png)", "01_small.ipynb: ../images/gone.png leads to nothing"),
-    ("text", "# A\n\n![](../images/x.png)", "01_small.ipynb: a picture without alt text, images/x.png"),
-    ("text", "# A\n\n$\\foo$", r"01_small.ipynb: a formula that cannot be converted, \foo: "),
-    ("text", "no title", "01_small.ipynb: no title"),
-    ("draw", DRAWN.replace("a red van", "a blue van"), "01_small.ipynb: a prompt box needs a list PROMPTS"),
-    ("scrubber", "walk = widgets.scrubber([step(1)])", "01_small.ipynb: a cell that calls a widget has to show it"),
-    ("scrubber", "widgets.scrubber([])", "01_small.ipynb: the cells of its widget fail: ValueError('no steps to show"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "source", "complaint"),
+    [
+        ("text", "# A\n\n[x](gone.ipynb)", "01_small.ipynb: gone.ipynb leads to nothing"),
+        ("text", "# A\n\n[x](../../outside)", "01_small.ipynb: ../../outside leads to nothing"),
+        ("text", "# A\n\n![a](../images/gone.png)", "01_small.ipynb: ../images/gone.png leads to nothing"),
+        ("text", "# A\n\n![](../images/x.png)", "01_small.ipynb: a picture without alt text, images/x.png"),
+        ("text", "# A\n\n$\\foo$", r"01_small.ipynb: a formula that cannot be converted, \foo: "),
+        ("text", "no title", "01_small.ipynb: no title"),
+        ("draw", DRAWN.replace("a red van", "a blue van"), "01_small.ipynb: a prompt box needs a list PROMPTS"),
+        ("scrubber", "walk = widgets.scrubber([step(1)])", "01_small.ipynb: a cell that calls a widget has to show it"),
+        (
+            "scrubber",
+            "widgets.scrubber([])",
+            "01_small.ipynb: the cells of its widget fail: ValueError('no steps to show",
+        ),
+    ],
+)
 def test_bad_input_is_named_and_the_old_book_stays(tmp_path, name, source, complaint):
     chosen = cells()
     chosen[name].source = source
-    needed = {"text": ["text"], "draw": ["import", "text", "draw", "box"],
-              "scrubber": ["import", "text", "walk", "scrubber"]}  # fmt: skip
+    needed = {
+        "text": ["text"],
+        "draw": ["import", "text", "draw", "box"],
+        "scrubber": ["import", "text", "walk", "scrubber"],
+    }
     root = small(tmp_path / "root", {key: chosen[key] for key in needed[name]})
     (tmp_path / "book").mkdir()
     (tmp_path / "book/math.woff").write_text("old")
@@ -359,7 +401,10 @@ def visit(chromium):
         tab.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
         tab.on("pageerror", lambda error: complaints.append(str(error)))
         # A picture that is replaced before it has come is no fault.
-        tab.on("requestfailed", lambda request: complaints.append(request.url) if request.failure != "net::ERR_ABORTED" else None)
+        tab.on(
+            "requestfailed",
+            lambda request: complaints.append(request.url) if request.failure != "net::ERR_ABORTED" else None,
+        )
         tab.goto(f"http://127.0.0.1:{servers[-1].server_port}/{name}.html")
         return tab
 
@@ -395,7 +440,9 @@ def test_keys_move_the_slider_and_its_picture(site, visit):
     for key, place in moves:
         tab.keyboard.press(key)
         assert shown(tab) == as_in_browser(expected[place])
-        assert slider.get_attribute("aria-valuetext").startswith(BeautifulSoup(expected[place][1], "html.parser").b.text)
+        assert slider.get_attribute("aria-valuetext").startswith(
+            BeautifulSoup(expected[place][1], "html.parser").b.text
+        )
 
     def seen(key):
         tab.keyboard.press(key)

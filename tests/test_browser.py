@@ -83,18 +83,24 @@ class Lab:
         # One thread, as in this process: sums in another order would change the last bits of a drawing.
         places |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         options = {
-            "ServerApp.ip": "127.0.0.1", "ServerApp.port": port, "ServerApp.port_retries": 0,
-            "ServerApp.root_dir": folder, "IdentityProvider.token": self.token,
+            "ServerApp.ip": "127.0.0.1",
+            "ServerApp.port": port,
+            "ServerApp.port_retries": 0,
+            "ServerApp.root_dir": folder,
+            "IdentityProvider.token": self.token,
             "LabApp.check_for_updates_class": "jupyterlab.NeverCheckForUpdate",
             "LabApp.extension_manager": "readonly",
-        }  # fmt: skip
+        }
         command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
         self.log = (folder / "log").open("w")
         self.process = subprocess.Popen(
             command + [f"--{name}={value}" for name, value in options.items()],
-            cwd=folder, env=os.environ | places, stdin=subprocess.DEVNULL, stdout=self.log,
+            cwd=folder,
+            env=os.environ | places,
+            stdin=subprocess.DEVNULL,
+            stdout=self.log,
             stderr=subprocess.STDOUT,
-        )  # fmt: skip
+        )
 
     def ask(self, path: str, method: str = "GET"):
         headers = {"Authorization": f"token {self.token}"}
@@ -244,8 +250,17 @@ def test_keys_move_the_slider_and_the_picture_follows(widget):
     widget.set(0)
     last = slider(widget.here).max
     # A page is five steps of the slider that ipywidgets 8 draws.
-    for key, value in (("ArrowRight", 1), ("ArrowRight", 2), ("ArrowLeft", 1), ("PageUp", 6), ("ArrowUp", 7),
-                       ("PageDown", 2), ("End", last), ("ArrowLeft", last - 1), ("Home", 0)):  # fmt: skip
+    for key, value in (
+        ("ArrowRight", 1),
+        ("ArrowRight", 2),
+        ("ArrowLeft", 1),
+        ("PageUp", 6),
+        ("ArrowUp", 7),
+        ("PageDown", 2),
+        ("End", last),
+        ("ArrowLeft", last - 1),
+        ("Home", 0),
+    ):
         widget.page.keyboard.press(key)
         widget.set(value)
         expect(widget.handle).to_have_attribute("aria-valuenow", f"{value}.0")

@@ -82,30 +82,39 @@ SMALL_PARTS = {"STEPS": {"autoencoder": 20, "denoiser": 20}}
 
 @pytest.fixture(scope="module")
 def colab(tmp_path_factory):
-    """(run, folder): a function that runs a notebook's cells as in Colab, after its first cell has fetched and installed
-    the project for real, from this checkout in place of its address; and where it put it."""
+    """(run, folder): a function that runs a notebook's cells as in Colab, after its first cell has fetched and
+    installed the project for real, from this checkout in place of its address; and where it put it."""
     python = os.environ.get("COLAB_PYTHON")
     if not python:
-        pytest.skip("this needs an environment with old packages: .ci/colab-environment FOLDER, then COLAB_PYTHON=FOLDER/bin/python")
+        pytest.skip("this needs old packages: .ci/colab-environment FOLDER, then COLAB_PYTHON=FOLDER/bin/python")
     home = tmp_path_factory.mktemp("colab")
     (home / "fake" / "google" / "colab").mkdir(parents=True)
     (home / "fake" / "google" / "colab" / "__init__.py").touch()
     settings = {f"url.file://{ROOT}.insteadOf": REPOSITORY, "safe.directory": "*"}
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")} | {
-        "HOME": str(home), "FAKE_COLAB": str(home / "fake"), "MPLCONFIGDIR": str(home), "GIT_CONFIG_COUNT": str(len(settings)),
+        "HOME": str(home),
+        "FAKE_COLAB": str(home / "fake"),
+        "MPLCONFIGDIR": str(home),
+        "GIT_CONFIG_COUNT": str(len(settings)),
         **{f"GIT_CONFIG_KEY_{i}": key for i, key in enumerate(settings)},
         **{f"GIT_CONFIG_VALUE_{i}": value for i, value in enumerate(settings.values())},
         # pip finds nothing to download, so whatever it installs is this project alone.
-        "PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "false", "PIP_DISABLE_PIP_VERSION_CHECK": "1",
-    }  # fmt: skip
+        "PIP_NO_INDEX": "1",
+        "PIP_NO_BUILD_ISOLATION": "false",
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+    }
 
     def run(path, first=False):
         small = SMALL | (SMALL_PARTS if "latent" in path.stem else {})
         folder = home / "simple-diffusion-model" / "notebooks"
         done = subprocess.run(
-            [python, "-c", RUN, str(path), repr(small), str(path) if first else ""], env=environment, text=True,
-            cwd=home if first else folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+            [python, "-c", RUN, str(path), repr(small), str(path) if first else ""],
+            env=environment,
+            text=True,
+            cwd=home if first else folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
         assert done.returncode == 0, done.stdout[-3000:]
         return done.stdout
 
@@ -116,9 +125,13 @@ def colab(tmp_path_factory):
 
 def test_the_first_cell_installs_the_project_and_leaves_torch_alone(colab):
     python, folder = os.environ["COLAB_PYTHON"], colab[1]
-    where = "import diffusion_utils, torch, ipywidgets; print(diffusion_utils.__file__, torch.__file__, ipywidgets.__version__)"
-    shown = subprocess.run([python, "-c", where], capture_output=True, text=True, cwd=folder.parent,
-                           env={"PATH": os.environ["PATH"]}).stdout.split()  # fmt: skip
+    where = (
+        "import diffusion_utils, torch, ipywidgets; "
+        "print(diffusion_utils.__file__, torch.__file__, ipywidgets.__version__)"
+    )
+    shown = subprocess.run(
+        [python, "-c", where], capture_output=True, text=True, cwd=folder.parent, env={"PATH": os.environ["PATH"]}
+    ).stdout.split()
     package, torch, widgets = shown
     assert str(Path(python).parents[1]) in package and widgets == "7.7.1"
     import torch as ours
@@ -128,7 +141,16 @@ def test_the_first_cell_installs_the_project_and_leaves_torch_alone(colab):
 
 def test_the_widgets_pass_their_tests_with_ipywidgets_7(colab, tmp_path):
     where = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
-    command = [os.environ["COLAB_PYTHON"], "-m", "pytest", "-q", "-n0", str(ROOT / "tests" / "test_widgets.py"), "-p", "no:cacheprovider"]
+    command = [
+        os.environ["COLAB_PYTHON"],
+        "-m",
+        "pytest",
+        "-q",
+        "-n0",
+        str(ROOT / "tests" / "test_widgets.py"),
+        "-p",
+        "no:cacheprovider",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=where)
     assert done.returncode == 0 and " passed" in done.stdout, done.stdout[-3000:]
 

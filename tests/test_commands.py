@@ -26,9 +26,19 @@ from diffusion_utils.training import load_checkpoint, read_log
 ROOT = Path(__file__).parent.parent
 TINY = {"name": "resnet", "channels": [8, 8], "stem": 2, "embedding_dim": 8}
 COMMON = [
-    "--network", json.dumps(TINY), "--batch-size", 8, "--warmup-steps", 2, "--log-every", 2,
-    "--mixed-precision", "no", "--compile", "no",
-]  # fmt: skip
+    "--network",
+    json.dumps(TINY),
+    "--batch-size",
+    8,
+    "--warmup-steps",
+    2,
+    "--log-every",
+    2,
+    "--mixed-precision",
+    "no",
+    "--compile",
+    "no",
+]
 
 
 @pytest.fixture
@@ -81,9 +91,13 @@ def test_a_run_on_toy_cars_from_start_to_finish(tmp_path, few_toys, capsys):
     out = tmp_path / "new" / "run"
     train("--data", "toy_cars", "--out", out, "--steps", 6, "--size", 16, *COMMON)
     assert files(out) == [
-        "checkpoint.pt", "log.jsonl", "run.json", "samples.png", "weights.json",
+        "checkpoint.pt",
+        "log.jsonl",
+        "run.json",
+        "samples.png",
+        "weights.json",
         "weights.safetensors",
-    ]  # fmt: skip
+    ]
     assert [r["step"] for r in read_log(out / "log.jsonl")] == [2, 4, 6]
     run = json.loads((out / "run.json").read_text())
     assert (run["data"], run["size"], run["config"]["steps"]) == ("toy_cars", 16, 6)
@@ -200,9 +214,7 @@ def test_grids_are_drawn_on_the_way(tmp_path, folder):
     out = tmp_path / "run"
     own = ["--steps", 6, "--size", 8, "--sample-every", 4]
     train("--data", folder, "--out", out, *own, *COMMON)
-    assert [f for f in files(out) if f.startswith("samples")] == [
-        "samples.png", "samples_0000004.png",
-    ]  # fmt: skip
+    assert [f for f in files(out) if f.startswith("samples")] == ["samples.png", "samples_0000004.png"]
 
 
 def test_options_reach_the_configuration(tmp_path):
@@ -214,17 +226,37 @@ def test_options_reach_the_configuration(tmp_path):
     )
     config, run = train_command.configure(args)
     assert run == {
-        "data": "toy_cars", "size": 32, "condition": None, "autoencoder": None, "start": None, "before": None,
-        "sample_every": 2000, "snapshot_images": 0,
-    }  # fmt: skip
+        "data": "toy_cars",
+        "size": 32,
+        "condition": None,
+        "autoencoder": None,
+        "start": None,
+        "before": None,
+        "sample_every": 2000,
+        "snapshot_images": 0,
+    }
     assert config.network == presets.TOY
     expected = {
-        "minutes": 3, "steps": None, "prediction_type": "v_prediction", "schedule": "linear",
-        "batch_size": 9, "seed": 4, "num_train_timesteps": 50, "weight_decay": 0.5,
-        "decay_fraction": 0.1, "ema_decay": 0.9, "min_snr_gamma": 5, "snr_floor": 0.5, "zero_terminal_snr": True,
-        "checkpoint_every": 7, "warmup_steps": 3, "sigma_data": 0.4, "timestep_sampling": "lognormal",
-        "optimizer": "muon", "cond_dropout": 0.25,
-    }  # fmt: skip
+        "minutes": 3,
+        "steps": None,
+        "prediction_type": "v_prediction",
+        "schedule": "linear",
+        "batch_size": 9,
+        "seed": 4,
+        "num_train_timesteps": 50,
+        "weight_decay": 0.5,
+        "decay_fraction": 0.1,
+        "ema_decay": 0.9,
+        "min_snr_gamma": 5,
+        "snr_floor": 0.5,
+        "zero_terminal_snr": True,
+        "checkpoint_every": 7,
+        "warmup_steps": 3,
+        "sigma_data": 0.4,
+        "timestep_sampling": "lognormal",
+        "optimizer": "muon",
+        "cond_dropout": 0.25,
+    }
     assert {name: getattr(config, name) for name in expected} == expected
 
 
@@ -300,9 +332,11 @@ def test_the_presets_are_below_a_million_parameters_and_fit_their_size(data):
 def python(*arguments):
     return subprocess.Popen(
         [sys.executable, *map(str, arguments)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    )
 
 
 def wait_for_log(out, seconds=120):
@@ -417,9 +451,13 @@ def weights(tmp_path_factory):
         for parameter in net.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
     about = {
-        "network": TINY, "prediction_type": "sample", "schedule": "cosine",
-        "num_train_timesteps": 100, "zero_terminal_snr": False, "size": 16,
-    }  # fmt: skip
+        "network": TINY,
+        "prediction_type": "sample",
+        "schedule": "cosine",
+        "num_train_timesteps": 100,
+        "zero_terminal_snr": False,
+        "size": 16,
+    }
     denoiser = pretrained.Denoiser(net, pretrained.make_schedule("cosine", 100), "sample")
     path = tmp_path_factory.mktemp("weights") / "mine.safetensors"
     pretrained.save(path, denoiser, about)
@@ -427,9 +465,7 @@ def weights(tmp_path_factory):
 
 
 def draw(weights, out, *arguments):
-    sample_command.main(
-        [str(a) for a in ("--weights", weights, "--out", out, "--device", "cpu", *arguments)]
-    )
+    sample_command.main([str(a) for a in ("--weights", weights, "--out", out, "--device", "cpu", *arguments)])
     with Image.open(out) as image:
         return np.asarray(image)
 
@@ -451,8 +487,7 @@ def test_sample_draws_a_grid_that_depends_on_its_arguments_alone(tmp_path, weigh
 
 
 @pytest.mark.parametrize(
-    "change",
-    [["--sampler", "ddpm"], ["--eta", 1], ["--steps", 3], ["--spacing", "leading"], ["--seed", 1]],
+    "change", [["--sampler", "ddpm"], ["--eta", 1], ["--steps", 3], ["--spacing", "leading"], ["--seed", 1]]
 )
 def test_every_option_of_sample_changes_the_picture(tmp_path, weights, change):
     settings = ["--count", 1, "--sampler", "ddim", "--steps", 8, "--no-clamp"]
@@ -473,9 +508,7 @@ SAMPLE_ERRORS = {
 @pytest.mark.parametrize("arguments, text", SAMPLE_ERRORS.values(), ids=SAMPLE_ERRORS)
 def test_errors_of_sampling_say_what_is_wrong(tmp_path, weights, arguments, text):
     out = tmp_path / "grid.png"
-    said = command(
-        "diffusion_utils.sample", "--weights", weights, "--out", out, "--device", "cpu", *arguments
-    )
+    said = command("diffusion_utils.sample", "--weights", weights, "--out", out, "--device", "cpu", *arguments)
     assert said.startswith("error: ") and text in said and "\n" not in said
     assert not out.exists()
 
@@ -495,14 +528,25 @@ def test_accelerate_launches_two_processes_that_train_the_same_model(folder, tmp
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    launch = [Path(sys.executable).with_name("accelerate"), "launch", "--multi_gpu", "--num_processes", 2,
-              "--main_process_port", port]  # fmt: skip
+    launch = [
+        Path(sys.executable).with_name("accelerate"),
+        "launch",
+        "--multi_gpu",
+        "--num_processes",
+        2,
+        "--main_process_port",
+        port,
+    ]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     for out, start in (("one", [sys.executable]), ("two", launch)):
         done = subprocess.run(
             [str(a) for a in (*start, *run, "--out", tmp_path / out)],
-            env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
+            env=environment,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
         assert done.returncode == 0, done.stderr[-2000:]
     one, two = (load_checkpoint(tmp_path / name / "checkpoint.pt")["net"] for name in ("one", "two"))
     for name, weights in one.items():

@@ -17,8 +17,22 @@ from diffusion_utils.presets import default_network
 from diffusion_utils.training import load_checkpoint
 
 TINY = {"name": "resnet", "channels": [8, 8], "stem": 2, "embedding_dim": 8, "attention": [2]}
-COMMON = ["--batch-size", 8, "--warmup-steps", 2, "--log-every", 2, "--mixed-precision", "no", "--compile", "no",
-          "--steps", 4, "--size", 16]  # fmt: skip
+COMMON = [
+    "--batch-size",
+    8,
+    "--warmup-steps",
+    2,
+    "--log-every",
+    2,
+    "--mixed-precision",
+    "no",
+    "--compile",
+    "no",
+    "--steps",
+    4,
+    "--size",
+    16,
+]
 
 
 @pytest.fixture
@@ -91,7 +105,12 @@ def test_super_resolution_is_trained_and_enlarges_what_another_network_draws(few
 
 
 def test_latents_are_learnt_mirrored_pictures_among_them(few, tmp_path):
-    vae = ["--objective", "autoencoder", "--network", '{"name": "autoencoder", "channels": [8, 8], "latent_channels": 2}']
+    vae = [
+        "--objective",
+        "autoencoder",
+        "--network",
+        '{"name": "autoencoder", "channels": [8, 8], "latent_channels": 2}',
+    ]
     common = [*COMMON, "--data", "stanford_cars"]
     train(*vae, *common, "--out", tmp_path / "vae")
     card = pretrained.card(tmp_path / "vae/weights.safetensors")
@@ -101,14 +120,42 @@ def test_latents_are_learnt_mirrored_pictures_among_them(few, tmp_path):
     network = json.dumps({"name": "resnet", "channels": [8, 8], "embedding_dim": 8})
     weights = str(tmp_path / "vae/weights.safetensors")
     out = tmp_path / "latent"
-    train("--autoencoder", weights, "--network", network, "--condition", "body_type", "--snapshot-images", 16, *common, "--out", out)
+    train(
+        "--autoencoder",
+        weights,
+        "--network",
+        network,
+        "--condition",
+        "body_type",
+        "--snapshot-images",
+        16,
+        *common,
+        "--out",
+        out,
+    )
     card = pretrained.card(out / "weights.safetensors")
-    assert card["autoencoder"] == "autoencoder.safetensors" and not load_checkpoint(out / "checkpoint.pt")["config"]["flip"]
-    assert pretrained.card(out / "snapshots/weights_000000016.safetensors")["autoencoder"] == "../autoencoder.safetensors"
+    assert (
+        card["autoencoder"] == "autoencoder.safetensors"
+        and not load_checkpoint(out / "checkpoint.pt")["config"]["flip"]
+    )
+    assert (
+        pretrained.card(out / "snapshots/weights_000000016.safetensors")["autoencoder"] == "../autoencoder.safetensors"
+    )
     (tmp_path / "vae").rename(tmp_path / "elsewhere")  # the run has a copy
     out = out.rename(tmp_path / "moved")
     train("--resume", "--steps", 6, "--out", out)
-    sample_command.main(["--weights", str(out / "weights.safetensors"), "--count", "2", "--steps", "2", "--out", str(tmp_path / "a.png")])
+    sample_command.main(
+        [
+            "--weights",
+            str(out / "weights.safetensors"),
+            "--count",
+            "2",
+            "--steps",
+            "2",
+            "--out",
+            str(tmp_path / "a.png"),
+        ]
+    )
     assert Image.open(tmp_path / "a.png").size[1] > 16
     moved = pretrained.load(out / "weights.safetensors")
     assert moved.autoencoder.scaling_factor == autoencoder.scaling_factor
@@ -140,12 +187,15 @@ def test_a_prompt_is_drawn_and_what_was_not_understood_is_said(tmp_path, capsys)
     assert pictures[0] == pictures[1] and len(set(pictures)) == 3
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["--data", "folder", "--condition", "caption"], "no captions are known of"),
-    (["--data", "toy_cars", "--condition", "body_type"], "goes with --data stanford_cars"),
-    (["--objective", "autoencoder", "--network", '{"name": "resnet"}'], "belong together"),
-    (["--autoencoder", "nowhere.safetensors"], "no weights named"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--data", "folder", "--condition", "caption"], "no captions are known of"),
+        (["--data", "toy_cars", "--condition", "body_type"], "goes with --data stanford_cars"),
+        (["--objective", "autoencoder", "--network", '{"name": "resnet"}'], "belong together"),
+        (["--autoencoder", "nowhere.safetensors"], "no weights named"),
+    ],
+)
 def test_what_cannot_be_told_is_an_error_and_nothing_is_written(few, tmp_path, arguments, message):
     (tmp_path / "folder").mkdir()
     Image.new("RGB", (20, 20)).save(tmp_path / "folder/a.png")
@@ -183,22 +233,43 @@ def test_latents_of_each_size_have_a_network_of_their_own(stem, width):
     assert count_parameters(net) < 1e6 and net(x, torch.zeros(1, dtype=torch.int64)).shape == x.shape
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["--autoencoder", "toy-cars-resnet"], "is no autoencoder"),
-    (["--objective", "autoencoder", "--condition", "low_resolution"], "is told nothing"),
-    (["--autoencoder", "x", "--condition", "low_resolution"], "works on pixels"),
-    (["--start", "toy-cars-resnet", "--autoencoder", "x"], "draws pixels and cannot learn latents"),
-    (["--autoencoder", "stanford-cars-autoencoder-4", "--network", '{"name": "resnet", "picture_channels": 3}'],
-     "latents have 4 channels, not 3"),
-    (["--autoencoder", "stanford-cars-autoencoder-4", "--network", '{"name": "super_resolution"}'], "works on pixels"),
-    (["--objective", "autoencoder", "--kl-weight", "-1"], "kl_weight must be at least 0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--autoencoder", "toy-cars-resnet"], "is no autoencoder"),
+        (["--objective", "autoencoder", "--condition", "low_resolution"], "is told nothing"),
+        (["--autoencoder", "x", "--condition", "low_resolution"], "works on pixels"),
+        (["--start", "toy-cars-resnet", "--autoencoder", "x"], "draws pixels and cannot learn latents"),
+        (
+            ["--autoencoder", "stanford-cars-autoencoder-4", "--network", '{"name": "resnet", "picture_channels": 3}'],
+            "latents have 4 channels, not 3",
+        ),
+        (
+            ["--autoencoder", "stanford-cars-autoencoder-4", "--network", '{"name": "super_resolution"}'],
+            "works on pixels",
+        ),
+        (["--objective", "autoencoder", "--kl-weight", "-1"], "kl_weight must be at least 0"),
+    ],
+)
 def test_what_does_not_go_together_is_said(arguments, message):
     with pytest.raises(ValueError, match=message):
         configured("--data", "toy_cars", *arguments)
 
 
 def test_told_nothing_weights_that_take_prompts_are_not_guided(tmp_path):
-    sample_command.main(["--weights", "toy-cars-text", "--prompt", "none", "--count", "1", "--steps", "2", "--out", str(tmp_path / "a.png")])
+    sample_command.main(
+        [
+            "--weights",
+            "toy-cars-text",
+            "--prompt",
+            "none",
+            "--count",
+            "1",
+            "--steps",
+            "2",
+            "--out",
+            str(tmp_path / "a.png"),
+        ]
+    )
     with pytest.raises(ValueError, match="cannot draw from nothing"):
         sample_command.main(["--weights", "toy-cars-super-resolution", "--out", str(tmp_path / "b.png")])

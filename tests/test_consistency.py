@@ -122,9 +122,17 @@ NETWORK = {"name": "resnet", "channels": [16], "stem": 2, "embedding_dim": 16}
 
 def run(**changes):
     options = {
-        "network": NETWORK, "steps": 300, "batch_size": 64, "log_every": 400, "learning_rate": 5e-3,
-        "warmup_steps": 20, "ema_decay": 0.98, "mixed_precision": "no", "compile": "no", "weight_decay": 0.0,
-    }  # fmt: skip
+        "network": NETWORK,
+        "steps": 300,
+        "batch_size": 64,
+        "log_every": 400,
+        "learning_rate": 5e-3,
+        "warmup_steps": 20,
+        "ema_decay": 0.98,
+        "mixed_precision": "no",
+        "compile": "no",
+        "weight_decay": 0.0,
+    }
     return TrainConfig(**{**options, **changes})
 
 

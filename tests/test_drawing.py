@@ -28,9 +28,14 @@ def shipped(path, seed, **card):
         for parameter in net.parameters():
             parameter += 0.2 * torch.randn_like(parameter)
     about = {
-        "network": network, "prediction_type": "sample", "schedule": "cosine",
-        "num_train_timesteps": 100, "zero_terminal_snr": False, "size": 8, **card,
-    }  # fmt: skip
+        "network": network,
+        "prediction_type": "sample",
+        "schedule": "cosine",
+        "num_train_timesteps": 100,
+        "zero_terminal_snr": False,
+        "size": 8,
+        **card,
+    }
     pretrained.save(path, Denoiser(net, pretrained.make_schedule("cosine", 100), "sample"), about)
     return path
 
@@ -79,18 +84,34 @@ def test_guidance_is_that_of_the_command_line(files):
 
 
 def test_the_card_advises_and_the_command_line_decides(files, tmp_path):
-    advice = {"sampler": "ddpm", "steps": 7, "guidance_scale": 3.0, "guide": str(files["weak"]), "skip_layers": None,
-              "interval": [1, 50], "time_shift": 3, "guide_described": False}  # fmt: skip
+    advice = {
+        "sampler": "ddpm",
+        "steps": 7,
+        "guidance_scale": 3.0,
+        "guide": str(files["weak"]),
+        "skip_layers": None,
+        "interval": [1, 50],
+        "time_shift": 3,
+        "guide_described": False,
+    }
     path = shipped(tmp_path / "advised.safetensors", 1, conditions=SHARES, drawing=advice)
     assert drawing.settings(parse(path)) == advice
     guided = load(path)
     assert guided.guidance_scale == 3 and guided.interval == (1, 50) and guided.guide is not None
     assert guided.time_shift == 3 and not guided.guide_described
-    own = parse(path, "--sampler", "ddim", "--steps", 9, "--guidance-scale", 1.5, "--guide", "none", "--guide-described")
+    own = parse(
+        path, "--sampler", "ddim", "--steps", 9, "--guidance-scale", 1.5, "--guide", "none", "--guide-described"
+    )
     assert drawing.settings(own) == {
-        "sampler": "ddim", "steps": 9, "guidance_scale": 1.5, "guide": None, "skip_layers": None,
-        "interval": [1, 50], "time_shift": 3, "guide_described": True,
-    }  # fmt: skip
+        "sampler": "ddim",
+        "steps": 9,
+        "guidance_scale": 1.5,
+        "guide": None,
+        "skip_layers": None,
+        "interval": [1, 50],
+        "time_shift": 3,
+        "guide_described": True,
+    }
     assert drawing.load(path, range(2), how=drawing.settings(own)).guide is None
     assert drawing.load(path, range(2)).guide is not None and drawing.advice(path) == advice
 
@@ -176,8 +197,15 @@ def test_latents_are_drawn_and_decoded(tmp_path):
         net = build(**network)
         for p in net.parameters():
             torch.nn.init.normal_(p, 0, 0.1)
-        about = {"network": network, "prediction_type": "sample", "schedule": "cosine", "num_train_timesteps": 100,
-                 "zero_terminal_snr": False, "size": 16, **more}  # fmt: skip
+        about = {
+            "network": network,
+            "prediction_type": "sample",
+            "schedule": "cosine",
+            "num_train_timesteps": 100,
+            "zero_terminal_snr": False,
+            "size": 16,
+            **more,
+        }
         pretrained.save(tmp_path / name, Denoiser(net, make_schedule("cosine", 100), "sample"), about)
         return str(tmp_path / name)
 

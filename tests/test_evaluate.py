@@ -34,9 +34,13 @@ def weights(tmp_path_factory):
         for parameter in net.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
     about = {
-        "network": TINY, "prediction_type": "sample", "schedule": "cosine",
-        "num_train_timesteps": 100, "zero_terminal_snr": False, "size": 16,
-    }  # fmt: skip
+        "network": TINY,
+        "prediction_type": "sample",
+        "schedule": "cosine",
+        "num_train_timesteps": 100,
+        "zero_terminal_snr": False,
+        "size": 16,
+    }
     denoiser = pretrained.Denoiser(net, pretrained.make_schedule("cosine", 100), "sample")
     path = tmp_path_factory.mktemp("weights") / "mine.safetensors"
     pretrained.save(path, denoiser, about)

@@ -6,8 +6,7 @@ import torch
 from torch import nn
 
 from diffusion_utils.data import to_float
-from diffusion_utils.evaluation import (
-    covariance_eigenvalues, error_per_timestep, linear_bottleneck_error)
+from diffusion_utils.evaluation import covariance_eigenvalues, error_per_timestep, linear_bottleneck_error
 from diffusion_utils.prediction import PREDICTION_TYPES, Denoiser
 from diffusion_utils.schedule import linear
 
@@ -22,6 +21,7 @@ def pictures(N=12, size=4, seed=0):
 
 
 # The best linear network through a bottleneck
+
 
 def spectrum(D=10):
     return torch.logspace(1, -2, D, dtype=torch.float64)
@@ -70,8 +70,12 @@ def reduced_rank(covariance, noise_to_signal, rank, kind):
     x_t = alpha * x0 + sigma * noise
     d = np.sqrt(np.trace(covariance) / D)
     n = np.sqrt(alpha**2 * d**2 + sigma**2)
-    target = {"epsilon": noise, "sample": x0, "v_prediction": alpha * noise - sigma * x0,
-              "edm": (sigma / d * x0 - alpha * d * noise) / n}[kind]  # fmt: skip
+    target = {
+        "epsilon": noise,
+        "sample": x0,
+        "v_prediction": alpha * noise - sigma * x0,
+        "edm": (sigma / d * x0 - alpha * d * noise) / n,
+    }[kind]
     S = x_t @ pair @ x_t.T
     values, vectors = np.linalg.eigh(S)
     root = vectors * np.sqrt(values) @ vectors.T
@@ -79,9 +83,12 @@ def reduced_rank(covariance, noise_to_signal, rank, kind):
     M = (u[:, :rank] * s[:rank]) @ vt[:rank] @ np.linalg.inv(root)
     assert np.linalg.matrix_rank(M, tol=1e-9) <= rank <= D
     output = M @ x_t
-    guess = {"epsilon": (x_t - sigma * output) / alpha, "sample": output,
-             "v_prediction": alpha * x_t - sigma * output,
-             "edm": alpha * (d / n) ** 2 * x_t + sigma * d / n * output}[kind]  # fmt: skip
+    guess = {
+        "epsilon": (x_t - sigma * output) / alpha,
+        "sample": output,
+        "v_prediction": alpha * x_t - sigma * output,
+        "edm": alpha * (d / n) ** 2 * x_t + sigma * d / n * output,
+    }[kind]
     error = guess - x0
     return np.trace(error @ pair @ error.T) / np.trace(covariance)
 
@@ -100,12 +107,12 @@ def test_the_bottleneck_formula_against_brute_force(kind, noise_to_signal, rank)
 @pytest.mark.parametrize("rank", [1, 3, 6])
 def test_at_high_noise_epsilon_needs_the_wider_bottleneck(rank):
     lam = spectrum()
-    epsilon, sample = (
-        linear_bottleneck_error(lam, 20.0, rank, kind) for kind in ("epsilon", "sample"))
+    epsilon, sample = (linear_bottleneck_error(lam, 20.0, rank, kind) for kind in ("epsilon", "sample"))
     assert epsilon > 10 * sample
 
 
 # Eigenvalues
+
 
 @pytest.mark.parametrize("N", [5, 48, 49, 200])  # fewer and more pictures than the 48 numbers
 def test_eigenvalues_agree_with_numpy(N):
@@ -123,6 +130,7 @@ def test_eigenvalues_agree_with_numpy(N):
 
 
 # Error per timestep
+
 
 class Answer(nn.Module):
     """A network that gives prepared answers, one batch after the other, from the start again."""
@@ -161,7 +169,13 @@ def test_the_measured_pictures_are_noisy_at_the_asked_timesteps():
     images = pictures()
     _, net = measured(to_float(images), images, batch_size=8)
     assert [(len(x), t.unique().tolist()) for x, t in net.seen] == [
-        (8, [0]), (4, [0]), (8, [50]), (4, [50]), (8, [99]), (4, [99])]  # fmt: skip
+        (8, [0]),
+        (4, [0]),
+        (8, [50]),
+        (4, [50]),
+        (8, [99]),
+        (4, [99]),
+    ]
     schedule = linear(100)
     noises = []
     for i, t in enumerate((0, 50, 99)):

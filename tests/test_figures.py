@@ -30,17 +30,22 @@ def test_the_learning_curve_has_a_line_per_way_of_drawing(tmp_path, monkeypatch)
     monkeypatch.setattr(figures, "points", lambda *given: drawn.append(given[0]) or points(*given))
     assert figures.learning_curve(tmp_path, tmp_path) == tmp_path / "learning_curve.svg"
     assert "</svg>" in (tmp_path / "learning_curve.svg").read_text()
-    assert drawn == [{  # a shift with one point only is no curve; other ways of drawing are another matter
-        "no time shift": [(0.25, 400, ""), (1, 300, "")],
-        "time shift 30": [(0.25, 300, ""), (2, 200, "")],
-        "time shift 30, skip-layer guidance, w = 3": [(1, 100, ""), (2, 50, "")],
-    }]  # fmt: skip
+    assert drawn == [
+        {  # a shift with one point only is no curve; other ways of drawing are another matter
+            "no time shift": [(0.25, 400, ""), (1, 300, "")],
+            "time shift 30": [(0.25, 300, ""), (2, 200, "")],
+            "time shift 30, skip-layer guidance, w = 3": [(1, 100, ""), (2, 50, "")],
+        }
+    ]
 
 
 def test_the_peers_pictures_are_cut_out_of_their_grids(tmp_path, monkeypatch):
     pictures = torch.arange(16).reshape(16, 1, 1, 1) * torch.full((1, 3, 32, 32), 15)
     save_grid(pictures.to(torch.uint8), tmp_path / "peers-32-cpu-a-net.png", 8)
-    rows = [{"peer": "a net", "parameters": 2_000_000, "size": 32}, {"peer": "of the package", "parameters": 1, "size": 32}]
+    rows = [
+        {"peer": "a net", "parameters": 2_000_000, "size": 32},
+        {"peer": "of the package", "parameters": 1, "size": 32},
+    ]
     (tmp_path / "peers-32-cpu.json").write_text(json.dumps(rows))
     given = []
     strip = figures.strip

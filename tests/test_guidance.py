@@ -120,7 +120,7 @@ def learnt(name):
     options = {
         "resnet": {"channels": [8, 8, 16], "attention": [4], "stem": 1},
         "unet": {"channels": [8, 16], "attention": [2]},
-    }  # fmt: skip
+    }
     net = networks.build(name, **options[name]).eval()
     with torch.no_grad():
         for parameter in net.parameters():

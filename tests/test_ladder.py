@@ -39,8 +39,16 @@ def test_rows_of_single_changes_differ_from_the_main_row_in_one_thing():
     main = flat("none-sample")
     for name, row in ladder.ROWS.items():
         if row["settings"]["network"].get("name") == "resnet" and name.split("-")[0] in (
-            "no", "up", "stem", "attention", "lognormal", "min", "linear", "muon", "size",
-        ):  # fmt: skip
+            "no",
+            "up",
+            "stem",
+            "attention",
+            "lognormal",
+            "min",
+            "linear",
+            "muon",
+            "size",
+        ):
             changed = {key for key, value in flat(name).items() if main.get(key) != value}
             assert len(changed) == 1 or changed == {"stem", "channels"}, (name, changed)
 
@@ -112,7 +120,9 @@ def test_averaged_and_last_weights_of_one_training(small):
     run, folder = small
     assert run("no-decay", "no-decay-raw") == ["no-decay-raw-seed0.json", "no-decay-seed0.json"]
     assert [path.name for path in (folder / "runs").iterdir()] == ["no-decay-seed0"]
-    averaged, last = (json.loads((folder / "results" / f"{n}-seed0.json").read_text()) for n in ("no-decay", "no-decay-raw"))
+    averaged, last = (
+        json.loads((folder / "results" / f"{n}-seed0.json").read_text()) for n in ("no-decay", "no-decay-raw")
+    )
     key = "held_out_error_of_x0_as_share_of_variance"
     assert averaged[key] != last[key] and averaged["config"] == last["config"]
 

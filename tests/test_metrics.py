@@ -50,11 +50,13 @@ def cars():
     noise = torch.randn(plain.shape, generator=torch.Generator().manual_seed(0))
     small = {n: F.interpolate(plain, size=n, mode="area") for n in (16, 8)}
     return {
-        "real": images[:24], "plain": images[24:],
+        "real": images[:24],
+        "plain": images[24:],
         "blur 1": to_uint8(F.interpolate(small[16], size=32, mode="bilinear")),
         "blur 2": to_uint8(F.interpolate(small[8], size=32, mode="bilinear")),
-        "noise 1": to_uint8(plain + 0.1 * noise), "noise 2": to_uint8(plain + 0.3 * noise),
-    }  # fmt: skip
+        "noise 1": to_uint8(plain + 0.1 * noise),
+        "noise 2": to_uint8(plain + 0.3 * noise),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -306,9 +308,10 @@ def test_unknown_extractors_and_unfit_pictures_are_refused(cars, reference):
     with pytest.raises(ValueError, match="unknown extractor 'vgg': choose one of efficientnet"):
         extractor("vgg")
     for images, text in (
-        (torch.zeros(0, 3, 8, 8), "at least one picture"), (torch.zeros(3, 8, 8), "at least one picture"),
+        (torch.zeros(0, 3, 8, 8), "at least one picture"),
+        (torch.zeros(3, 8, 8), "at least one picture"),
         (torch.zeros(2, 3, 8, 8, dtype=torch.int64), "uint8 pictures, or floats"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(ValueError, match=text):
             features(images, Pixels())
     with pytest.raises(ValueError, match=r"expected pictures of the real ones' shape, \(3, 32, 32\)"):
@@ -319,9 +322,11 @@ def test_unknown_extractors_and_unfit_pictures_are_refused(cars, reference):
 
 @pytest.mark.parametrize(
     "name, package, install",
-    [("efficientnet_lite0", "efficientnet_lite_pytorch", "efficientnet-lite-pytorch"),
-     ("inception", "torchmetrics.image.fid", "torchmetrics torch-fidelity")],
-)  # fmt: skip
+    [
+        ("efficientnet_lite0", "efficientnet_lite_pytorch", "efficientnet-lite-pytorch"),
+        ("inception", "torchmetrics.image.fid", "torchmetrics torch-fidelity"),
+    ],
+)
 def test_a_missing_package_says_what_to_install(monkeypatch, name, package, install):
     extractor.cache_clear()
     monkeypatch.setitem(sys.modules, package, None)  # makes the import fail

@@ -11,9 +11,17 @@ from torch import nn
 from diffusion_utils import presets
 from diffusion_utils.networks import build, count_parameters, stages
 from diffusion_utils.networks.blocks import (
-    Downsample, PoolDown, ResBlock, SelfAttention, SkipUp, TimestepEmbedding, Upsample, group_norm,
-    timestep_embedding, upsample,
-)  # fmt: skip
+    Downsample,
+    PoolDown,
+    ResBlock,
+    SelfAttention,
+    SkipUp,
+    TimestepEmbedding,
+    Upsample,
+    group_norm,
+    timestep_embedding,
+    upsample,
+)
 from diffusion_utils.networks.resnet import SKIPS, ResNetEncoderDecoder
 
 UPSAMPLES = ["transposed", "transposed_k3", "nearest", "pixel_shuffle"]
@@ -25,8 +33,17 @@ SMALL = {
     "stem 2": ({"channels": (8, 16, 24), "stem": 2}, 8),
     "stem 4": ({"channels": (8, 16), "stem": 4}, 8),
     "stem 4 alone": ({"channels": (8,), "stem": 4}, 4),
-    "deep": ({"channels": (8, 16), "depth": (1, 3), "decoder_channels": (16, 8),
-              "decoder_depth": 1, "stem": 4, "embedding_dim": 16}, 8),
+    "deep": (
+        {
+            "channels": (8, 16),
+            "depth": (1, 3),
+            "decoder_channels": (16, 8),
+            "decoder_depth": 1,
+            "stem": 4,
+            "embedding_dim": 16,
+        },
+        8,
+    ),
     "stride 2": ({"channels": (8, 8)}, 2),
     "stride 16": ({"channels": (8, 8, 8, 8, 16)}, 16),
     "grey": ({"channels": (8, 12), "picture_channels": 1, "stem": 2}, 4),
@@ -48,7 +65,7 @@ SMALL = {
     "grey segnet": ({"name": "segnet", "channels": (8, 8, 12), "picture_channels": 1}, 8),
     "unet": ({"name": "unet", "channels": (8, 16), "attention": (1,)}, 2),
     "grey unet": ({"name": "unet", "channels": (8, 8, 12), "depth": 1, "picture_channels": 1}, 4),
-}  # fmt: skip
+}
 every_network = pytest.mark.parametrize("options, stride", SMALL.values(), ids=SMALL)
 
 
@@ -142,6 +159,7 @@ def test_each_picture_is_answered_alone(options, stride):
 
 
 # What the decoder knows
+
 
 def answers_without(layer, net):
     """The answers to two batches when nothing comes into `layer` from below."""
@@ -239,6 +257,7 @@ def test_without_a_description_the_network_is_the_one_built_without(name):
 
 # Parts
 
+
 @pytest.mark.parametrize("channels", [8, 12])
 def test_a_new_block_changes_nothing(channels):
     block, x = ResBlock(channels, channels, 16), torch.randn(2, channels, 8, 6)
@@ -258,8 +277,7 @@ def test_the_embedding_scales_and_shifts():
     scale, shift = block.scale_shift(torch.ones(1, 4))[0].chunk(2)
     expected = inside * (1 + scale[:, None, None]) + shift[:, None, None]
     answer = block(x, torch.ones(1, 4)) - x
-    torch.testing.assert_close(
-        answer, torch.nn.functional.silu(expected), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(answer, torch.nn.functional.silu(expected), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("channels, groups", [(8, 1), (64, 8), (96, 12), (12, 1), (3, 1)])
@@ -271,11 +289,15 @@ def convolutions(module):
     return [m for m in module.modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.ConvTranspose2d))]
 
 
-@pytest.mark.parametrize("kind, writers", [
-    ("transposed", {4}),  # each pixel is written by 2×2 inputs
-    ("transposed_k3", {1, 2, 4}),  # the checkerboard: a kernel that the stride does not divide
-    ("nearest", {9}), ("pixel_shuffle", {9}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind, writers",
+    [
+        ("transposed", {4}),  # each pixel is written by 2×2 inputs
+        ("transposed_k3", {1, 2, 4}),  # the checkerboard: a kernel that the stride does not divide
+        ("nearest", {9}),
+        ("pixel_shuffle", {9}),
+    ],
+)
 def test_which_upsampling_prints_a_checkerboard(kind, writers):
     layer = upsample(kind, 1, 1)
     for convolution in convolutions(layer):
@@ -287,8 +309,11 @@ def test_which_upsampling_prints_a_checkerboard(kind, writers):
 
 def test_only_what_asks_for_a_checkerboard_has_one():
     for options, _ in SMALL.values():
-        uneven = [layer for layer in convolutions(new(options)) if layer.transposed
-                  and any(k % s for k, s in zip(layer.kernel_size, layer.stride))]  # fmt: skip
+        uneven = [
+            layer
+            for layer in convolutions(new(options))
+            if layer.transposed and any(k % s for k, s in zip(layer.kernel_size, layer.stride))
+        ]
         assert bool(uneven) == (options.get("upsample") == "transposed_k3")
 
 
@@ -313,7 +338,7 @@ def test_unpooling_puts_the_maxima_back_by_hand():
     for convolution in (down.conv, up.up):  # which shall change nothing here
         torch.nn.init.dirac_(convolution.weight)
         torch.nn.init.zeros_(convolution.bias)
-    x = torch.tensor([[1., 2, 5, 3], [4, 0, 1, 2], [-1, -2, 7, 8], [-3, -4, 9, 6]])[None, None]
+    x = torch.tensor([[1.0, 2, 5, 3], [4, 0, 1, 2], [-1, -2, 7, 8], [-3, -4, 9, 6]])[None, None]
     pooled, places = down(x)
     assert pooled[0, 0].tolist() == [[4, 5], [-1, 9]]
     assert up(pooled, places)[0, 0].tolist() == [[0, 0, 5, 0], [4, 0, 0, 0], [-1, 0, 0, 0], [0, 0, 9, 0]]
@@ -338,6 +363,7 @@ def test_added_and_stacked_skips():
 
 # Attention
 
+
 def attentive(channels, **options):
     """Attention whose last layer does not start at 0."""
     torch.manual_seed(0)
@@ -347,9 +373,10 @@ def attentive(channels, **options):
     return layer
 
 
-@pytest.mark.parametrize("channels, options, heads", [
-    (64, {}, 2), (32, {}, 1), (96, {}, 3), (48, {}, 1), (8, {}, 1), (16, {"head_channels": 4}, 4),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "channels, options, heads",
+    [(64, {}, 2), (32, {}, 1), (96, {}, 3), (48, {}, 1), (8, {}, 1), (16, {"head_channels": 4}, 4)],
+)
 def test_attention_is_softmax_of_query_times_key_over_the_root_times_value(channels, options, heads):
     layer, x = attentive(channels, **options), torch.randn(2, channels, 3, 5)
     per_head, expected = channels // heads, torch.zeros_like(x)
@@ -379,14 +406,18 @@ def test_attention_knows_no_places():
     torch.testing.assert_close(layer(shuffled), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("options, heights", [
-    ({"channels": (8, 8, 8), "attention": (4,), "depth": (1, 1, 2), "decoder_depth": 1}, [2, 2]),
-    ({"channels": (8, 8), "attention": [4, 2], "stem": 2, "skip": "add", "decoder_depth": 2}, [4, 2, 4, 4]),
-    ({"channels": (8, 8), "skip": "concat", "attention": (1,), "decoder_depth": 1}, [8, 8]),
-    ({"channels": (8, 8)}, []),
-    ({"name": "unet", "channels": (8, 8, 8), "depth": 1, "attention": (2,)}, [4, 2, 4, 4]),
-    ({"name": "unet", "channels": (8, 8), "depth": 2}, [4]),  # the middle always has it
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "options, heights",
+    [
+        ({"channels": (8, 8, 8), "attention": (4,), "depth": (1, 1, 2), "decoder_depth": 1}, [2, 2]),
+        ({"channels": (8, 8), "attention": [4, 2], "stem": 2, "skip": "add", "decoder_depth": 2}, [4, 2, 4, 4]),
+        ({"channels": (8, 8), "skip": "concat", "attention": (1,), "decoder_depth": 1}, [8, 8]),
+        ({"channels": (8, 8)}, []),
+        ({"name": "unet", "channels": (8, 8, 8), "depth": 1, "attention": (2,)}, [4, 2, 4, 4]),
+        ({"name": "unet", "channels": (8, 8), "depth": 2}, [4]),  # the middle always has it
+    ],
+    ids=str,
+)
 def test_attention_runs_after_every_block_of_its_strides(options, heights):
     net, found = new(options), []
     for layer in net.modules():
@@ -448,6 +479,7 @@ def test_the_embedding_module_gives_the_asked_length():
 
 # Building
 
+
 def test_build_makes_the_named_network_with_its_options():
     net = build("resnet", channels=(8, 16), stem=2)
     assert type(net) is ResNetEncoderDecoder and net.stride == 4
@@ -455,38 +487,51 @@ def test_build_makes_the_named_network_with_its_options():
     torch.manual_seed(0)
     one = build("resnet", channels=[8, 16], depth=[1, 2], stem=2, decoder_channels=[8])
     assert count_parameters(one) == count_parameters(
-        build("resnet", channels=(8, 16), depth=(1, 2), stem=2, decoder_channels=(8,)))
+        build("resnet", channels=(8, 16), depth=(1, 2), stem=2, decoder_channels=(8,))
+    )
 
 
-@pytest.mark.parametrize("options, message", [
-    ({"name": "vit"}, "unknown network 'vit': choose one of resnet, segnet, unet"),
-    ({"name": "resnet", "widths": (8,)}, "network 'resnet': .*unexpected .*'widths'"),
-    ({"name": "resnet", "stem": 3}, "stem must be 1, 2 or 4, not 3"),
-    ({"name": "resnet", "channels": ()}, "channels needs at least one width"),
-    ({"name": "resnet", "channels": (8, 16), "depth": (1,)}, r"\(or one per stage\)"),
-    ({"name": "resnet", "channels": (8, 16), "depth": 0}, "depth one number ≥ 1"),
-    ({"name": "resnet", "channels": (8, 16), "decoder_depth": -1}, "decoder_depth a number ≥ 0"),
-    ({"name": "resnet", "channels": (8, 16), "stem": 2, "decoder_channels": (8, 8)},
-     "a stride of 4 needs 1 decoder_channels, not 2"),
-    ({"name": "resnet", "channels": (8,)}, "a stride of 1 leaves nothing to decode"),
-    ({"name": "resnet", "channels": 8}, r"channels must be a list of widths, .* such as \[8\]"),
-    ({"name": "resnet", "skip": "mul"}, "unknown skip 'mul': choose one of none, indices, add, concat"),
-    ({"name": "resnet", "skip": "indices"}, "skip='indices' needs decoder_depth ≥ 1"),
-    ({"name": "resnet", "upsample": "bilinear"}, "unknown upsample 'bilinear': choose transposed, "),
-    ({"name": "resnet", "channels": (8, 16), "skip": "add", "decoder_channels": (16,)},
-     r"decoder_channels must begin with the encoder's widths in reverse, \[8\], not \[16\]"),
-    ({"name": "resnet", "channels": (8, 16), "skip": "add", "decoder_channels": ()},
-     "a stride of 2 needs 1 decoder_channels, not 0"),
-    ({"name": "segnet", "channels": ()}, "channels needs at least one width"),
-    ({"name": "segnet", "channels": (8, 16), "depth": (1,)}, r"\(or one per stage\)"),
-    ({"name": "segnet", "depth": 0}, "depth one number ≥ 1"),
-    ({"name": "segnet", "stem": 2}, "network 'segnet': .*unexpected .*'stem'"),
-    ({"name": "unet", "channels": ()}, "channels needs at least one width"),
-    ({"name": "unet", "depth": 0}, "depth must be at least 1"),
-    ({"name": "unet", "channels": (8, 16), "attention": (4,)}, r"attention must list strides out of \[1, 2\], not \(4,\)"),
-    ({"name": "resnet", "channels": (8, 16), "stem": 2, "attention": 4}, r"strides out of \[2, 4\], not 4"),
-    ({"name": "resnet", "channels": (8,), "stem": 2, "skip": "add"}, "skip='add' needs two stages or more"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"name": "vit"}, "unknown network 'vit': choose one of resnet, segnet, unet"),
+        ({"name": "resnet", "widths": (8,)}, "network 'resnet': .*unexpected .*'widths'"),
+        ({"name": "resnet", "stem": 3}, "stem must be 1, 2 or 4, not 3"),
+        ({"name": "resnet", "channels": ()}, "channels needs at least one width"),
+        ({"name": "resnet", "channels": (8, 16), "depth": (1,)}, r"\(or one per stage\)"),
+        ({"name": "resnet", "channels": (8, 16), "depth": 0}, "depth one number ≥ 1"),
+        ({"name": "resnet", "channels": (8, 16), "decoder_depth": -1}, "decoder_depth a number ≥ 0"),
+        (
+            {"name": "resnet", "channels": (8, 16), "stem": 2, "decoder_channels": (8, 8)},
+            "a stride of 4 needs 1 decoder_channels, not 2",
+        ),
+        ({"name": "resnet", "channels": (8,)}, "a stride of 1 leaves nothing to decode"),
+        ({"name": "resnet", "channels": 8}, r"channels must be a list of widths, .* such as \[8\]"),
+        ({"name": "resnet", "skip": "mul"}, "unknown skip 'mul': choose one of none, indices, add, concat"),
+        ({"name": "resnet", "skip": "indices"}, "skip='indices' needs decoder_depth ≥ 1"),
+        ({"name": "resnet", "upsample": "bilinear"}, "unknown upsample 'bilinear': choose transposed, "),
+        (
+            {"name": "resnet", "channels": (8, 16), "skip": "add", "decoder_channels": (16,)},
+            r"decoder_channels must begin with the encoder's widths in reverse, \[8\], not \[16\]",
+        ),
+        (
+            {"name": "resnet", "channels": (8, 16), "skip": "add", "decoder_channels": ()},
+            "a stride of 2 needs 1 decoder_channels, not 0",
+        ),
+        ({"name": "segnet", "channels": ()}, "channels needs at least one width"),
+        ({"name": "segnet", "channels": (8, 16), "depth": (1,)}, r"\(or one per stage\)"),
+        ({"name": "segnet", "depth": 0}, "depth one number ≥ 1"),
+        ({"name": "segnet", "stem": 2}, "network 'segnet': .*unexpected .*'stem'"),
+        ({"name": "unet", "channels": ()}, "channels needs at least one width"),
+        ({"name": "unet", "depth": 0}, "depth must be at least 1"),
+        (
+            {"name": "unet", "channels": (8, 16), "attention": (4,)},
+            r"attention must list strides out of \[1, 2\], not \(4,\)",
+        ),
+        ({"name": "resnet", "channels": (8, 16), "stem": 2, "attention": 4}, r"strides out of \[2, 4\], not 4"),
+        ({"name": "resnet", "channels": (8,), "stem": 2, "skip": "add"}, "skip='add' needs two stages or more"),
+    ],
+)
 def test_networks_that_cannot_be_built_say_why(options, message):
     with pytest.raises(ValueError, match=message):
         build(**options)
@@ -500,11 +545,13 @@ def test_the_unet_of_ddpm_has_ddpms_size():
     """Ho et al. give 35.7 million for CIFAR-10.  Ours has as many but for two things: the timestep
     comes as scale *and* shift, so its projections are twice as wide, and as 64 sinusoids, not 128."""
     ddpm = {
-        "sample_size": 32, "block_out_channels": (128, 256, 256, 256), "layers_per_block": 2,
+        "sample_size": 32,
+        "block_out_channels": (128, 256, 256, 256),
+        "layers_per_block": 2,
         "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
         "up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
         "attention_head_dim": None,
-    }  # fmt: skip
+    }
     with torch.device("meta"):  # counts need no memory
         ours = build("unet", channels=(128, 256, 256, 256), depth=2, attention=(2,), embedding_dim=512)
         theirs = UNet2DModel(**ddpm)

@@ -36,8 +36,13 @@ def taught(stem: str) -> dict:
 
 def test_the_series_is_complete():
     assert [path.stem for path in NOTEBOOKS] == [
-        "01_forward_noising", "02_resnet_encoder_decoder", "03_training_on_stanford_cars", "04_sampling",
-        "05_how_small_can_it_be", "06_text_to_image", "07_latent_diffusion",
+        "01_forward_noising",
+        "02_resnet_encoder_decoder",
+        "03_training_on_stanford_cars",
+        "04_sampling",
+        "05_how_small_can_it_be",
+        "06_text_to_image",
+        "07_latent_diffusion",
     ]
 
 
@@ -47,8 +52,9 @@ def test_outputs_are_stored_in_order_and_without_errors(path):
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     assert not [out for cell in code for out in cell.outputs if out.output_type == "error"]
     assert sum("image/png" in out.get("data", {}) for cell in code for out in cell.outputs) >= 4
-    assert not [out.text for cell in code for out in cell.outputs
-                if out.output_type == "stream" and "Warning" in out.text]
+    assert not [
+        out.text for cell in code for out in cell.outputs if out.output_type == "stream" and "Warning" in out.text
+    ]
 
 
 @EVERY
@@ -183,7 +189,9 @@ def test_taught_guidance_is_the_packages():
 
     class Described(nn.Module):  # answers what it is asked: any function of all three will do
         def forward(self, x, t, cond=None):
-            return torch.tanh(x + t.reshape(-1, 1, 1, 1) / 500 + (0 if cond is None else cond.sum(1).reshape(-1, 1, 1, 1)))
+            return torch.tanh(
+                x + t.reshape(-1, 1, 1, 1) / 500 + (0 if cond is None else cond.sum(1).reshape(-1, 1, 1, 1))
+            )
 
     denoiser = prediction.Denoiser(Described(), s, "sample")
     x, t, cond = torch.randn(4, 3, 8, 8), torch.full((4,), 980), torch.rand(4, 5)
@@ -233,7 +241,9 @@ def test_taught_words_attention_and_noise_are_the_packages():
 
     s, level = schedule.cosine(100), torch.tensor([0, 40, 99])
     small, noise = torch.randn(2, 3, 3, 4, 4)
-    assert torch.allclose(code["told_of"](small, level, noise, s), super_resolution.low_resolution_cond(small, s, level, noise))
+    assert torch.allclose(
+        code["told_of"](small, level, noise, s), super_resolution.low_resolution_cond(small, s, level, noise)
+    )
 
 
 def test_taught_autoencoder_is_the_packages():

@@ -27,7 +27,9 @@ CARS, TEXT = "stanford-cars-1m", "stanford-cars-text"
 sys.path.append(str(Path(__file__).parent))
 from browsers import chromium, missing
 
-onnxruntime = pytest.importorskip("onnxruntime", reason="the page's networks need: pip install onnxruntime onnx onnxscript")
+onnxruntime = pytest.importorskip(
+    "onnxruntime", reason="the page's networks need: pip install onnxruntime onnx onnxscript"
+)
 pytest.importorskip("onnxscript", reason="the page's networks need: pip install onnxruntime onnx onnxscript")
 from diffusion_utils import export
 
@@ -140,7 +142,8 @@ def drawn(page, step=-1):
             const latest = Math.max(...answers.map(a => a.drawing)), mine = answers.filter(a => a.drawing === latest);
             const last = step < 0 ? Math.max(...mine.map(a => a.step)) : step;
             const text = bytes => btoa(Array.from(bytes, b => String.fromCharCode(b)).join(""));
-            return mine.filter(a => a.step === last).sort((a, b) => a.first - b.first).map(a => [text(a.noisy), text(a.guess)]);
+            return mine.filter(a => a.step === last).sort((a, b) => a.first - b.first)
+                .map(a => [text(a.noisy), text(a.guess)]);
         }""",
         step,
     )
@@ -163,7 +166,12 @@ def test_the_exported_network_guesses_what_the_package_guesses(site, name):
         how = {**drawing.advice(name), "guidance_scale": scale}
         guided = drawing.load(name, range(count), how=how)
         x, t = torch.randn(count, 3, 64, 64, generator=generator), torch.full((count,), t)
-        given = {"x_t": x.numpy(), "t": t.numpy(), "cond": guided.cond.numpy(), "guidance_scale": np.array(scale, np.float32)}
+        given = {
+            "x_t": x.numpy(),
+            "t": t.numpy(),
+            "cond": guided.cond.numpy(),
+            "guidance_scale": np.array(scale, np.float32),
+        }
         with torch.no_grad():
             expected = guided(x, t).numpy()
         assert np.abs(session.run(None, given)[0] - expected).max() < 1e-4
@@ -200,9 +208,14 @@ def test_the_description_has_what_the_card_has(site):
     assert [chosen[seed] for seed in (0, 5, export.SEEDS - 1)] == told.argmax(1).tolist()
 
 
-@pytest.mark.parametrize("name, said", [
-    ("stanford-cars-resnet", "takes no condition"), ("stanford-cars-latent", "draws latents"), ("nothing", "no weights named"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, said",
+    [
+        ("stanford-cars-resnet", "takes no condition"),
+        ("stanford-cars-latent", "draws latents"),
+        ("nothing", "no weights named"),
+    ],
+)
 def test_export_refuses_what_it_cannot_do_and_writes_nothing(tmp_path, name, said):
     with pytest.raises((ValueError, FileNotFoundError), match=said):
         export.export(name, tmp_path / "models")
@@ -248,7 +261,8 @@ def test_the_page_shows_the_steps_of_pythons_walk(page):
 def canvas(page, which):
     """What a canvas shows, uint8 (height, width, 3)."""
     raw, width, height = page.evaluate(
-        """id => { const c = document.getElementById(id), d = c.getContext("2d").getImageData(0, 0, c.width, c.height).data;
+        """id => { const c = document.getElementById(id),
+                   d = c.getContext("2d").getImageData(0, 0, c.width, c.height).data;
                    return [btoa(Array.from(d, b => String.fromCharCode(b)).join("")), c.width, c.height]; }""",
         which,
     )
@@ -302,7 +316,9 @@ def test_the_noise_slider_puts_the_schedules_noise_on_the_cars(page):
     assert np.abs(shown - drawing.to_uint8(schedule.add_noise(cars, noise, 999)).float().mean((2, 3)).numpy()).max() < 4
 
     # With little noise the same cars come back, with much others.
-    page.evaluate("t => { const s = document.getElementById('t'); s.value = t; s.dispatchEvent(new Event('input')); }", 250)
+    page.evaluate(
+        "t => { const s = document.getElementById('t'); s.value = t; s.dispatchEvent(new Event('input')); }", 250
+    )
     page.click("#again")
     page.wait_for_function("document.getElementById('grid').ariaBusy === 'true'")
     wait_until_drawn(page)
@@ -312,14 +328,24 @@ def test_the_noise_slider_puts_the_schedules_noise_on_the_cars(page):
 
 def test_noise_timesteps_and_words_are_those_of_the_package(page):
     for seed in (0, 1, 9_984, 1_000_003):
-        ours = torch.tensor(page.evaluate("seed => import('./draw.js').then(d => Array.from(d.randn(12288, seed)))", seed))
+        ours = torch.tensor(
+            page.evaluate("seed => import('./draw.js').then(d => Array.from(d.randn(12288, seed)))", seed)
+        )
         assert (ours - sampling.Noise([seed], (12288,))()[0]).abs().max() < 1e-5
     for steps in range(1, 1001, 37):
-        assert page.evaluate("n => import('./draw.js').then(d => d.timesteps(1000, n))", steps) == sampling.timesteps(1000, steps)
+        assert page.evaluate("n => import('./draw.js').then(d => d.timesteps(1000, n))", steps) == sampling.timesteps(
+            1000, steps
+        )
     tokenizer = Tokenizer(**words())
     for text in ("a red 2012 BMW convertible", "", "Rolls-Royce_Ghost, été", "red " * 30, "zebra zebra"):
-        asked = "([text, words, length]) => import('./draw.js').then(d => [d.encode(text, words, length), d.remark(text, words, length)])"
-        assert page.evaluate(asked, [text, *words().values()]) == [tokenizer.encode([text])[0].tolist(), tokenizer.remark(text)]
+        asked = (
+            "([text, words, length]) => import('./draw.js')"
+            ".then(d => [d.encode(text, words, length), d.remark(text, words, length)])"
+        )
+        assert page.evaluate(asked, [text, *words().values()]) == [
+            tokenizer.encode([text])[0].tolist(),
+            tokenizer.remark(text),
+        ]
 
 
 def test_it_fits_a_phone_and_every_control_has_a_name(page):
@@ -329,7 +355,8 @@ def test_it_fits_a_phone_and_every_control_has_a_name(page):
     page.set_viewport_size({"width": 1200, "height": 900})
     nameless = page.evaluate(
         """[...document.querySelectorAll("input, select, button, canvas, progress")].filter(
-            e => !(e.labels?.length || e.ariaLabel || (e.tagName === "BUTTON" && e.textContent.trim()))).map(e => e.id)"""
+            e => !(e.labels?.length || e.ariaLabel || (e.tagName === "BUTTON" && e.textContent.trim())))
+            .map(e => e.id)"""
     )
     assert nameless == []
     assert "drawn from noise" in page.get_attribute("#grid", "aria-label")
@@ -381,9 +408,15 @@ def test_the_page_links_to_every_notebook_where_the_project_lives():
     colab = repository.replace("https://github.com", "https://colab.research.google.com/github")
     text = (DOCS / "index.html").read_text()
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        for link in (f"book/{path.stem}.html", f"{colab}/blob/main/notebooks/{path.name}", f"{repository}/blob/main/notebooks/{path.name}"):
+        for link in (
+            f"book/{path.stem}.html",
+            f"{colab}/blob/main/notebooks/{path.name}",
+            f"{repository}/blob/main/notebooks/{path.name}",
+        ):
             assert f'"{link}"' in text
-    assert set(re.findall(r"https://[^\"<]*", text)) <= {repository} | set(re.findall(rf"(?:{re.escape(repository)}|{re.escape(colab)})/[^\"]*", text))
+    assert set(re.findall(r"https://[^\"<]*", text)) <= {repository} | set(
+        re.findall(rf"(?:{re.escape(repository)}|{re.escape(colab)})/[^\"]*", text)
+    )
 
 
 def test_no_page_loads_anything_from_elsewhere():

@@ -67,8 +67,7 @@ def test_fewer_pictures_than_columns_make_a_narrow_grid():
 
 
 @pytest.mark.parametrize(
-    "aspect, scale, shape",
-    [(4 / 3, 1, (64, 85)), (1, 1, (64, 64)), (4 / 3, 2, (128, 171)), (2, 0.5, (32, 64))],
+    "aspect, scale, shape", [(4 / 3, 1, (64, 85)), (1, 1, (64, 64)), (4 / 3, 2, (128, 171)), (2, 0.5, (32, 64))]
 )
 def test_aspect_and_scale(aspect, scale, shape):
     images = plain(RED, height=64, width=64)
@@ -251,8 +250,11 @@ def test_schedule_curves_draw_signal_snr_and_beta():
     assert labels == ["linear, T = 1000", "zero end, T = 200"]
     for place, schedule in enumerate(schedules.values()):
         t = 50
-        for axes, y in ((signal, schedule.alphas_cumprod.sqrt()), (snr, schedule.snr().log10()),
-                        (beta, schedule.betas)):  # fmt: skip
+        for axes, y in (
+            (signal, schedule.alphas_cumprod.sqrt()),
+            (snr, schedule.snr().log10()),
+            (beta, schedule.betas),
+        ):
             line = axes.get_lines()[place]
             assert len(line.get_xdata()) == schedule.num_train_timesteps
             assert line.get_xdata()[t] == t / schedule.num_train_timesteps
@@ -297,7 +299,7 @@ def test_loss_curves_against_time_without_smoothing():
     [
         ({}, {}, "logs must be a dict"),
         ({"new": []}, {}, "'new' needs at least one record"),
-        ({"odd": [{"step": 1, "loss": 2}]}, {}, "'odd' needs .* \"images\" and \"loss\""),
+        ({"odd": [{"step": 1, "loss": 2}]}, {}, '\'odd\' needs .* "images" and "loss"'),
         ({"a": [{"images": 1, "loss": 2}]}, {"smooth": 1}, "smooth must lie in"),
         ({"a": [{"images": 1, "loss": 2}]}, {"x": "steps"}, '"images" or "seconds"'),
     ],
@@ -421,7 +423,9 @@ def test_every_figure_says_what_it_shows_and_jupyter_stores_that_beside_the_pict
             [pictures[:2], pictures[2:]], ["t = 0", "t = 1"], ["x_t", "x̂₀"]
         ),
         "Pictures in 1 row; from left to right 0, 1, 2, … and 9": plotting.strip([torch.zeros(10, 3, 8, 8)], range(10)),
-        "Chart of loss against step, a title: ours": plotting.curves([1, 2], {"ours": [1, 2]}, "step", "loss", title="a title"),
+        "Chart of loss against step, a title: ours": plotting.curves(
+            [1, 2], {"ours": [1, 2]}, "step", "loss", title="a title"
+        ),
         "KID of 2 rows, as dots: a and b": plotting.dots({"a": [1], "b": [2]}, "KID"),
     }
     for text, figure in figures.items():

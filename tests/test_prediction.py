@@ -8,7 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusion_utils.prediction import (
-    PREDICTION_TYPES, Denoiser, convert, min_snr_weight, network_input, target, to_epsilon, to_sample)
+    PREDICTION_TYPES,
+    Denoiser,
+    convert,
+    min_snr_weight,
+    network_input,
+    target,
+    to_epsilon,
+    to_sample,
+)
 from diffusion_utils.schedule import make_schedule
 
 quick = settings(deadline=None, max_examples=25)
@@ -50,8 +58,7 @@ def test_v_agrees_with_diffusers():
 @pytest.mark.parametrize("t", [0, 500, 999])
 def test_the_guess_agrees_with_diffusers(kind, name, t):
     beta_schedule = {"linear": "linear", "cosine": "squaredcos_cap_v2"}[name]
-    scheduler = DDIMScheduler(
-        beta_schedule=beta_schedule, prediction_type=kind, clip_sample=False)
+    scheduler = DDIMScheduler(beta_schedule=beta_schedule, prediction_type=kind, clip_sample=False)
     scheduler.alphas_cumprod = make_schedule(name).alphas_cumprod  # theirs are float32
     scheduler.set_timesteps(1000)
     _, output, x_t, alpha, sigma, _ = noisy(name, t=(t,) * 4)
@@ -60,6 +67,7 @@ def test_the_guess_agrees_with_diffusers(kind, name, t):
 
 
 # EDM (Karras et al. 2022).  There x = x₀ + s·ε, which is x_t/α, and s = σ/α.
+
 
 @every_schedule
 @every_strength
@@ -127,10 +135,15 @@ def test_only_edm_looks_at_sigma_data(kind):
 
 @quick
 @given(
-    source=types, goal=types, name=st.sampled_from(["linear", "cosine"]), data=st.data(),
-    T=st.integers(1, 2000), shape=st.lists(st.integers(1, 4), min_size=1, max_size=4),
-    dtype=st.sampled_from([torch.float32, torch.float64]), d=st.sampled_from([0.25, 0.5, 1.0, 2.0]),
-)  # fmt: skip
+    source=types,
+    goal=types,
+    name=st.sampled_from(["linear", "cosine"]),
+    data=st.data(),
+    T=st.integers(1, 2000),
+    shape=st.lists(st.integers(1, 4), min_size=1, max_size=4),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    d=st.sampled_from([0.25, 0.5, 1.0, 2.0]),
+)
 def test_conversions_there_and_back_change_nothing(source, goal, name, data, T, shape, dtype, d):
     schedule, t = make_schedule(name, T), data.draw(st.integers(0, T - 1))
     x_t, output = torch.randn(shape, dtype=dtype), torch.randn(shape, dtype=dtype)
@@ -143,8 +156,11 @@ def test_conversions_there_and_back_change_nothing(source, goal, name, data, T, 
     torch.testing.assert_close(back, output, rtol=unit, atol=unit)
     # All expressions of one prediction are the same picture.
     torch.testing.assert_close(
-        to_sample(goal, there, x_t, alpha, sigma, d), to_sample(source, output, x_t, alpha, sigma, d),
-        rtol=unit, atol=unit / alpha.min().item())  # fmt: skip
+        to_sample(goal, there, x_t, alpha, sigma, d),
+        to_sample(source, output, x_t, alpha, sigma, d),
+        rtol=unit,
+        atol=unit / alpha.min().item(),
+    )
 
 
 @every_type
@@ -156,9 +172,11 @@ def test_converting_to_the_same_type_divides_by_nothing(kind):
 
 @quick
 @given(
-    snr=st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=20), gamma=st.floats(0.1, 100),
-    dtype=st.sampled_from([torch.float32, torch.float64]), d=st.floats(0.1, 3),
-)  # fmt: skip
+    snr=st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=20),
+    gamma=st.floats(0.1, 100),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    d=st.floats(0.1, 3),
+)
 def test_weights_are_equal_once_expressed_on_the_picture(snr, gamma, dtype, d):
     snr = torch.tensor(snr, dtype=dtype)
     # An error e in x0 is an error √SNR·e in ε, √(SNR+1)·e in v and √(SNR+1/d²)·e in EDM's F; so is

@@ -18,9 +18,14 @@ from diffusion_utils.schedule import make_schedule
 
 SMALL = {"name": "resnet", "channels": [8, 16], "stem": 2, "embedding_dim": 8}
 ABOUT = {
-    "network": SMALL, "prediction_type": "v_prediction", "schedule": "linear",
-    "num_train_timesteps": 50, "zero_terminal_snr": True, "size": 8, "data": "made up, größer",
-}  # fmt: skip
+    "network": SMALL,
+    "prediction_type": "v_prediction",
+    "schedule": "linear",
+    "num_train_timesteps": 50,
+    "zero_terminal_snr": True,
+    "size": 8,
+    "data": "made up, größer",
+}
 
 
 def make_denoiser(seed=0, about=ABOUT):
@@ -29,9 +34,7 @@ def make_denoiser(seed=0, about=ABOUT):
     with torch.no_grad():
         for parameter in net.parameters():  # the zero-initialised parts count, too
             parameter += 0.1 * torch.randn_like(parameter)
-    schedule = make_schedule(
-        about["schedule"], about["num_train_timesteps"], about["zero_terminal_snr"]
-    )
+    schedule = make_schedule(about["schedule"], about["num_train_timesteps"], about["zero_terminal_snr"])
     return Denoiser(net, schedule, about["prediction_type"])
 
 
@@ -54,9 +57,7 @@ def test_what_is_saved_comes_back(saved):
     other = answer(make_denoiser(seed=1))
     assert (answer(after) - other).abs().max() > 0.5  # so "close" says something
     assert after.prediction_type == "v_prediction"
-    torch.testing.assert_close(
-        after.schedule.alphas_cumprod, before.schedule.alphas_cumprod, atol=0, rtol=0
-    )
+    torch.testing.assert_close(after.schedule.alphas_cumprod, before.schedule.alphas_cumprod, atol=0, rtol=0)
 
 
 def test_float32_comes_back_bit_for_bit(tmp_path):
@@ -78,7 +79,7 @@ NETWORKS = [
     {"name": "resnet", "channels": [8, 16], "skip": "indices", "decoder_depth": 1, "timestep": False},
     {"name": "segnet", "channels": [8, 16], "cond_dim": 3},
     {"name": "unet", "channels": [8, 16], "attention": [1]},
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("network", NETWORKS, ids=str)
@@ -155,9 +156,7 @@ def test_a_header_that_promises_too_much_is_refused(saved):
         pretrained.load(saved)
 
 
-@pytest.mark.parametrize(
-    "network", [{**SMALL, "channels": [8, 8]}, {**SMALL, "depth": 2}, {**SMALL, "stem": 1}]
-)
+@pytest.mark.parametrize("network", [{**SMALL, "channels": [8, 8]}, {**SMALL, "depth": 2}, {**SMALL, "stem": 1}])
 def test_weights_of_another_network_are_refused(saved, network):
     about = {**ABOUT, "network": network}
     saved.with_suffix(".json").write_text(json.dumps(about))
@@ -288,5 +287,7 @@ def test_shipped_toy_weights_see_through_noise(name):
     cond, t = None, about["num_train_timesteps"] // 2
     if about["network"]["name"] == "super_resolution":
         small = shrink(to_float(images))
-        cond = low_resolution_cond(small, denoiser.schedule, torch.zeros(64, dtype=torch.int64), torch.zeros_like(small))
+        cond = low_resolution_cond(
+            small, denoiser.schedule, torch.zeros(64, dtype=torch.int64), torch.zeros_like(small)
+        )
     assert error_per_timestep(denoiser, images, [t], cond=cond)[0] < 0.5

@@ -25,7 +25,9 @@ def test_results_are_those_of_the_card(name):
         assert [cell.strip() for cell in errors.split("|")[2:-1]] == kept
         assert f"photographs as they are score {floor}" in TEXT
         on_card = about["held_out_reconstruction"]  # of 512 photographs
-        assert row["psnr"] == pytest.approx(on_card["psnr"], abs=0.2) and row["ssim"] == pytest.approx(on_card["ssim"], abs=0.01)
+        assert row["psnr"] == pytest.approx(on_card["psnr"], abs=0.2) and row["ssim"] == pytest.approx(
+            on_card["ssim"], abs=0.01
+        )
     for number in (f"{about['parameters']:,}", f"{about['images_seen']:,}", f"{about['seconds'] / 60:.0f} min"):
         assert number in results
     assert about["machine"] in results and about["date"] in results
@@ -39,10 +41,13 @@ def test_results_of_the_ladders_weights_are_those_of_the_card(name):
     (line,) = [line for line in TEXT.splitlines() if line.startswith(f"| `{name}` |")]
     errors = about["held_out_error_of_x0_as_share_of_variance"]
     assert [cell.strip() for cell in line.split("|")[2:-1]] == [
-        f"{about['parameters']:,}", f"{about['macs'] / 1e6:.1f}", f"{1000 * about['generated']['kid']:.0f}",
+        f"{about['parameters']:,}",
+        f"{about['macs'] / 1e6:.1f}",
+        f"{1000 * about['generated']['kid']:.0f}",
         *[f"{errors[f't={t}']:.3f}" for t in (99, 499, 899)],
-        f"{about['seconds'] / 60:.0f} min", f"{about['machine']}, {about['date']}",
-    ]  # fmt: skip
+        f"{about['seconds'] / 60:.0f} min",
+        f"{about['machine']}, {about['date']}",
+    ]
 
 
 def test_the_table_of_skips_and_questions_is_that_of_the_ladder():
@@ -57,13 +62,20 @@ def test_the_table_of_skips_and_questions_is_that_of_the_ladder():
 
 
 CURVE = [
-    row for run in ("headline", "headline2")
+    row
+    for run in ("headline", "headline2")
     for row in json.loads((ROOT / f"benchmarks/results/curve-{run}.json").read_text())
-]  # fmt: skip
+]
 PLAIN = {
-    "sampler": "dpm_solver_pp", "steps": 20, "guidance_scale": 1, "guide": None, "skip_layers": None,
-    "interval": None, "condition": None, "time_shift": 0,
-}  # fmt: skip
+    "sampler": "dpm_solver_pp",
+    "steps": 20,
+    "guidance_scale": 1,
+    "guide": None,
+    "skip_layers": None,
+    "interval": None,
+    "condition": None,
+    "time_shift": 0,
+}
 SKIPPING = {"time_shift": 30, "guidance_scale": 3, "skip_layers": ["encoder.7"]}
 EARLIER = "headline/snapshots/weights_000250000.safetensors"
 WAYS = {
@@ -72,7 +84,11 @@ WAYS = {
     "time shift 30, classifier-free guidance, w = 2": {"time_shift": 30, "guidance_scale": 2},
     "time shift 30, classifier-free guidance, w = 4": {"time_shift": 30, "guidance_scale": 4},
     "time shift 30, autoguidance, w = 3, for t ≥ 400": {
-        "time_shift": 30, "guidance_scale": 3, "guide": EARLIER, "interval": [400, 999]},
+        "time_shift": 30,
+        "guidance_scale": 3,
+        "guide": EARLIER,
+        "interval": [400, 999],
+    },
     "time shift 30, skip-layer guidance, w = 2": {**SKIPPING, "guidance_scale": 2},
     "time shift 30, skip-layer guidance, w = 3": SKIPPING,
 }
@@ -85,9 +101,11 @@ def measured(images_seen, **asked):
     assert row["count"] == 748 and f"{1000 * row['floor']['kid']:.2f}".replace("-", "−") in TEXT
     scores = row["generated"]
     return row, [
-        f"{1000 * scores['kid']:.0f}", f"{scores['precision']:.3f}", f"{scores['recall']:.3f}",
+        f"{1000 * scores['kid']:.0f}",
+        f"{scores['precision']:.3f}",
+        f"{scores['recall']:.3f}",
         f"{scores['copies_in_pixels']:g}, {scores['copies_in_features']:g}",
-    ]  # fmt: skip
+    ]
 
 
 def cells(beginning):
@@ -103,10 +121,13 @@ def test_ways_of_drawing_are_as_measured(way):
 SPEED = json.loads((ROOT / "benchmarks/results/drawing_speed.json").read_text())
 STUDENT = json.loads((ROOT / "benchmarks/results/curve-student.json").read_text())
 NAMES = {
-    "as advised": ("as advised", SKIPPING), "not guided": ("not guided, time shift 30", {"time_shift": 30}), "bf16": ("the same in bfloat16", None),
-    "compiled": ("the same, compiled", None), "10 steps": ("guided, 10 steps", {**SKIPPING, "steps": 10}),
+    "as advised": ("as advised", SKIPPING),
+    "not guided": ("not guided, time shift 30", {"time_shift": 30}),
+    "bf16": ("the same in bfloat16", None),
+    "compiled": ("the same, compiled", None),
+    "10 steps": ("guided, 10 steps", {**SKIPPING, "steps": 10}),
     "5 steps": ("guided, 5 steps", {**SKIPPING, "steps": 5}),
-}  # fmt: skip
+}
 
 
 def test_the_times_of_drawing_are_as_measured():
@@ -122,7 +143,9 @@ def test_the_times_of_drawing_are_as_measured():
             steps = took["steps"]
             name = f"few-step student, {steps} step{'s' * (steps > 1)}"
             (row,) = [row for row in STUDENT if (row["steps"], row["guidance_scale"]) == (steps, 1)]
-        scores = ["", ""] if row is None else [f"{1000 * row['generated']['kid']:.0f}", f"{row['generated']['recall']:.3f}"]
+        scores = (
+            ["", ""] if row is None else [f"{1000 * row['generated']['kid']:.0f}", f"{row['generated']['recall']:.3f}"]
+        )
         assert cells(name) == [f"{took['steps']}", f"{took['seconds']:.2f} s", f"{took['ratio']:.2f}", *scores]
 
 
@@ -149,10 +172,14 @@ def test_the_table_of_peers_is_as_measured():
     for r in rows:
         (line,) = [line for line in TEXT.splitlines() if line.startswith(f"| {r['peer']} |") and " MiB " in line]
         assert [cell.strip() for cell in line.split("|")[2:-1]] == [
-            f"{r['parameters'] / 1e6:.1f} M", f"{r['macs'] / 1e6:,.0f} M", f"{r['images_per_second']:.0f}",
-            f"{r['images_seen']:,}", f"{r['seconds_to_draw_16']:.1f} s", f"{r['peak_memory_mib']:,} MiB",
+            f"{r['parameters'] / 1e6:.1f} M",
+            f"{r['macs'] / 1e6:,.0f} M",
+            f"{r['images_per_second']:.0f}",
+            f"{r['images_seen']:,}",
+            f"{r['seconds_to_draw_16']:.1f} s",
+            f"{r['peak_memory_mib']:,} MiB",
             f"{1000 * r['generated']['kid']:.0f} ± {1000 * r['generated']['kid_std']:.0f}",
-        ]  # fmt: skip
+        ]
         assert f"real against real {1000 * r['floor']['kid']:.1f}".replace("-", "−") in TEXT
         assert f"{r['machine']}, {r['date']}, with a training on the other core" in TEXT
 
@@ -174,15 +201,19 @@ def test_the_two_commands_are_the_first():
 
 def test_ci_runs_the_readmes_command():
     assert "pip install -r requirements.txt && pytest\n" in TEXT
-    assert re.search(r"\npip install -q -r requirements.txt\n.*\npytest\n$", (ROOT / ".ci" / "run").read_text(), re.DOTALL)
+    assert re.search(
+        r"\npip install -q -r requirements.txt\n.*\npytest\n$", (ROOT / ".ci" / "run").read_text(), re.DOTALL
+    )
 
 
 def test_nothing_is_left_to_fill_in():
     assert not re.findall(r"\b(?:TODO|XXX|FIXME|[A-Z]{9,})\b", re.sub(r"`[^`]*`|[A-Z]+_[A-Z_]+", "", TEXT))
 
 
-PROMPTS = {name: json.loads((ROOT / f"benchmarks/results/prompts-{name}.json").read_text())
-           for name in ("stanford-cars-text", "toy-cars-text")}  # fmt: skip
+PROMPTS = {
+    name: json.loads((ROOT / f"benchmarks/results/prompts-{name}.json").read_text())
+    for name in ("stanford-cars-text", "toy-cars-text")
+}
 
 
 def test_prompt_accuracy_is_as_measured():
@@ -192,10 +223,15 @@ def test_prompt_accuracy_is_as_measured():
         assert cells(row["way"]) == [*shares, f"{1000 * row['generated']['kid']:.0f}"]
     scores = {row["way"]: row["generated"] for row in PROMPTS["stanford-cars-text"]}
     both, block = (scores[f"without encoder.7{more}, w = 3"] for more in (" and caption", ""))
-    assert f"(recall {both['recall']:.3f} against {block['recall']:.3f}, at the same precision, {both['precision']:.2f})" in TEXT
+    assert (
+        f"(recall {both['recall']:.3f} against {block['recall']:.3f}, at the same precision, {both['precision']:.2f})"
+        in TEXT
+    )
     assert f"{both['precision']:.2f}" == f"{block['precision']:.2f}"
     real = PROMPTS["stanford-cars-text"][0]["real"]
-    assert cells("the photographs themselves")[:4] == [f"{real[name]:.2f}" for name in ("vivid colour", "colour", "body", "all")]
+    assert cells("the photographs themselves")[:4] == [
+        f"{real[name]:.2f}" for name in ("vivid colour", "colour", "body", "all")
+    ]
     for row in PROMPTS["toy-cars-text"]:
         shares = [f"{row[part][name]:.3f}" for part in ("seen", "held_out") for name in ("colour", "body", "all")]
         assert cells(row["way"]) == shares
@@ -224,22 +260,32 @@ def test_pixels_and_latents_cost_what_was_measured():
         row, took = next(r for r in LATENT["networks"] if r["weights"] == name), LATENT_SPEED["networks"][name]
         before, decoder = row.get("autoencoders_seconds", 0), row.get("decoders_macs", 0)
         assert cells(beginning) == [
-            f"{row['images_seen']:,}", f"{(row['seconds_of_training'] + before) / 60:.0f}", f"{before / 60:.0f}",
-            f"{row['macs'] / 1e6:.0f}", f"{decoder / 1e6:.0f}", f"{took['seconds']:.2f} s", f"{took['ratio']:.2f}",
-        ]  # fmt: skip
+            f"{row['images_seen']:,}",
+            f"{(row['seconds_of_training'] + before) / 60:.0f}",
+            f"{before / 60:.0f}",
+            f"{row['macs'] / 1e6:.0f}",
+            f"{decoder / 1e6:.0f}",
+            f"{took['seconds']:.2f} s",
+            f"{took['ratio']:.2f}",
+        ]
 
 
 def test_pixels_and_latents_draw_as_well_as_was_measured():
     names = {name: beginning.split(", ")[-1] for name, beginning in SPACES.items()} | {
-        "pixels": "pixels", "stanford-cars-latent": "`stanford-cars-latent`"}  # fmt: skip
+        "pixels": "pixels",
+        "stanford-cars-latent": "`stanford-cars-latent`",
+    }
     assert {row["weights"] for row in LATENT["networks"]} == set(names)
     for row in LATENT["networks"]:
         scores = row["generated"]
         assert row["count"] == 748 and scores["copies_in_pixels"] == scores["copies_in_features"] == 0
         assert cells(f"{names[row['weights']]}, {row['way']}") == [
-            f"{1000 * scores['kid']:.0f}", f"{scores['precision']:.3f}", f"{scores['recall']:.3f}",
-            f"{row['vivid colour']:.2f}", f"{row['body']:.2f}",
-        ]  # fmt: skip
+            f"{1000 * scores['kid']:.0f}",
+            f"{scores['precision']:.3f}",
+            f"{scores['recall']:.3f}",
+            f"{row['vivid colour']:.2f}",
+            f"{row['body']:.2f}",
+        ]
 
 
 def test_latents_were_measured_with_the_weights_that_ship():

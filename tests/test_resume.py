@@ -20,9 +20,15 @@ TINY = {"name": "resnet", "channels": [8, 8], "stem": 2, "embedding_dim": 8}
 
 def config(**changes):
     options = {
-        "network": TINY, "steps": 12, "batch_size": 4, "warmup_steps": 3, "log_every": 1,
-        "checkpoint_every": 5, "mixed_precision": "no", "compile": "no",
-    }  # fmt: skip
+        "network": TINY,
+        "steps": 12,
+        "batch_size": 4,
+        "warmup_steps": 3,
+        "log_every": 1,
+        "checkpoint_every": 5,
+        "mixed_precision": "no",
+        "compile": "no",
+    }
     return TrainConfig(**{**options, **changes})
 
 
@@ -351,17 +357,26 @@ print(json.dumps(report))
 def python(*arguments, **environment):
     """A Python process with one thread that finds this package, and its output."""
     return subprocess.run(
-        [sys.executable, *map(str, arguments)], capture_output=True, text=True, timeout=240,
+        [sys.executable, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=240,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment},
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_killed_again_and_again_it_ends_with_the_same_weights(tmp_path):
     options = {
-        "network": TINY, "steps": 60, "batch_size": 4, "warmup_steps": 3, "log_every": 1,
-        "checkpoint_every": 2, "mixed_precision": "no", "compile": "no",
-    }  # fmt: skip
+        "network": TINY,
+        "steps": 60,
+        "batch_size": 4,
+        "warmup_steps": 3,
+        "log_every": 1,
+        "checkpoint_every": 2,
+        "mixed_precision": "no",
+        "compile": "no",
+    }
     torch.save(pictures(), tmp_path / "pictures.pt")
     done = python("-c", KILL, tmp_path, json.dumps(options), ACCELERATE_USE_CPU="true")
     assert done.returncode == 0, done.stderr
@@ -420,14 +435,28 @@ def free_port():
 def test_two_processes_that_are_resumed_train_the_same_network_as_one(tmp_path, optimizer):
     """Started as by torchrun: `accelerate launch --cpu` starts one process, whatever is asked."""
     options = {
-        "network": TINY, "steps": 8, "batch_size": 6, "warmup_steps": 2, "log_every": 4, "checkpoint_every": 4,
-        "mixed_precision": "no", "compile": "no", "optimizer": optimizer,
-    }  # fmt: skip
+        "network": TINY,
+        "steps": 8,
+        "batch_size": 6,
+        "warmup_steps": 2,
+        "log_every": 4,
+        "checkpoint_every": 4,
+        "mixed_precision": "no",
+        "compile": "no",
+        "optimizer": optimizer,
+    }
     torch.save(pictures(), tmp_path / "pictures.pt")
     done = python(
-        "-c", SHARED, tmp_path, json.dumps(options), ACCELERATE_USE_CPU="true",
-        WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()),
-    )  # fmt: skip
+        "-c",
+        SHARED,
+        tmp_path,
+        json.dumps(options),
+        ACCELERATE_USE_CPU="true",
+        WORLD_SIZE="2",
+        LOCAL_WORLD_SIZE="2",
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(free_port()),
+    )
     assert done.returncode == 0, done.stderr
     reports = [json.loads((tmp_path / f"report{i}.json").read_text()) for i in range(2)]
     assert [r["processes"] for r in reports] == [2, 2]

@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusion_utils.prediction import Denoiser
-from diffusion_utils.sampling import (
-    SAMPLERS, SPACINGS, Noise, ddim, ddpm, dpm_solver_pp, sample, timesteps, trajectory)
+from diffusion_utils.sampling import SAMPLERS, SPACINGS, Noise, ddim, ddpm, dpm_solver_pp, sample, timesteps, trajectory
 from diffusion_utils.schedule import Schedule, cosine, linear, make_schedule
 
 quick = settings(deadline=None, max_examples=25)
@@ -23,11 +22,13 @@ SHAPE = (3, 4, 4)
 
 # Which timesteps
 
+
 # Theirs are computed by repeated float steps and differ from the exact value where that ends in ½;
 # these counts do not.
 @pytest.mark.parametrize("spacing", SPACINGS)
-@pytest.mark.parametrize("T, steps", [(1000, n) for n in (2, 3, 7, 10, 20, 50, 999, 1000)]
-                         + [(200, 50), (200, 30), (50, 10), (4000, 37)])  # fmt: skip
+@pytest.mark.parametrize(
+    "T, steps", [(1000, n) for n in (2, 3, 7, 10, 20, 50, 999, 1000)] + [(200, 50), (200, 30), (50, 10), (4000, 37)]
+)
 def test_timesteps_agree_with_diffusers(spacing, T, steps):
     scheduler = DDIMScheduler(num_train_timesteps=T, timestep_spacing=spacing)
     scheduler.set_timesteps(steps)
@@ -71,6 +72,7 @@ def test_unknown_spacing_is_refused():
 
 # Step by step against diffusers
 
+
 def network(x, t):
     """A stand-in for a network: fixed, not linear, different at every timestep."""
     return (1.3 * x + t.reshape(-1, 1, 1, 1) / 300).sin()
@@ -98,8 +100,11 @@ def schedule_like(scheduler):
 
 
 def common(name, kind, zero):
-    return {"beta_schedule": {"linear": "linear", "cosine": "squaredcos_cap_v2"}[name],
-            "prediction_type": kind, "rescale_betas_zero_snr": zero}  # fmt: skip
+    return {
+        "beta_schedule": {"linear": "linear", "cosine": "squaredcos_cap_v2"}[name],
+        "prediction_type": kind,
+        "rescale_betas_zero_snr": zero,
+    }
 
 
 def start(dtype=torch.float64):
@@ -112,20 +117,23 @@ def stream(dtype=torch.float64):
     return generator, lambda: torch.randn(3, *SHAPE, generator=generator, dtype=dtype)
 
 
-against_diffusers = pytest.mark.parametrize("kind, name, zero, clamp", [
-    (kind, name, zero, clamp)
-    for kind, name, zero, clamp in itertools.product(
-        THEIR_TYPES, ["linear", "cosine"], [False, True], [False, True])
-    # ε cannot be read as a picture where no signal is left.
-    if not (kind == "epsilon" and zero)
-])  # fmt: skip
+against_diffusers = pytest.mark.parametrize(
+    "kind, name, zero, clamp",
+    [
+        (kind, name, zero, clamp)
+        for kind, name, zero, clamp in itertools.product(
+            THEIR_TYPES, ["linear", "cosine"], [False, True], [False, True]
+        )
+        # ε cannot be read as a picture where no signal is left.
+        if not (kind == "epsilon" and zero)
+    ],
+)
 
 
 def replaced(scheduler, name, zero):
     """Put our float64 ᾱ, known to equal theirs, in place of their float32 list."""
     schedule = make_schedule(name, len(scheduler.alphas_cumprod), zero_terminal_snr=zero)
-    torch.testing.assert_close(
-        scheduler.alphas_cumprod.double(), schedule.alphas_cumprod, rtol=0, atol=1e-5)
+    torch.testing.assert_close(scheduler.alphas_cumprod.double(), schedule.alphas_cumprod, rtol=0, atol=1e-5)
     scheduler.alphas_cumprod = schedule.alphas_cumprod
     return schedule
 
@@ -134,18 +142,17 @@ def replaced(scheduler, name, zero):
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("spacing", ["trailing", "leading"])  # their linspace skips the wrong way
 def test_ddim_agrees_with_diffusers(kind, name, zero, clamp, eta, spacing):
-    scheduler = DDIMScheduler(
-        **common(name, kind, zero), timestep_spacing=spacing, clip_sample=clamp)
+    scheduler = DDIMScheduler(**common(name, kind, zero), timestep_spacing=spacing, clip_sample=clamp)
     schedule = replaced(scheduler, name, zero)
     scheduler.set_timesteps(10)
     theirs = stream()[0]
-    steps = ddim(predictor(kind, schedule), schedule, start(), stream()[1], steps=10, eta=eta,
-                 clamp=clamp, spacing=spacing)  # fmt: skip
+    steps = ddim(
+        predictor(kind, schedule), schedule, start(), stream()[1], steps=10, eta=eta, clamp=clamp, spacing=spacing
+    )
 
     def step(output, t, x):
         # Ours always takes ε from the clipped picture, as theirs does when asked.
-        return scheduler.step(
-            output, t, x, eta=eta, use_clipped_model_output=True, generator=theirs).prev_sample
+        return scheduler.step(output, t, x, eta=eta, use_clipped_model_output=True, generator=theirs).prev_sample
 
     compare(steps, scheduler, step, 1e-5)
 
@@ -153,13 +160,11 @@ def test_ddim_agrees_with_diffusers(kind, name, zero, clamp, eta, spacing):
 @against_diffusers
 @pytest.mark.parametrize("spacing", ["trailing", "leading"])
 def test_ddpm_agrees_with_diffusers(kind, name, zero, clamp, spacing):
-    scheduler = DDPMScheduler(
-        **common(name, kind, zero), timestep_spacing=spacing, clip_sample=clamp)
+    scheduler = DDPMScheduler(**common(name, kind, zero), timestep_spacing=spacing, clip_sample=clamp)
     schedule = replaced(scheduler, name, zero)
     scheduler.set_timesteps(20)
     theirs = stream()[0]
-    steps = ddpm(predictor(kind, schedule), schedule, start(), stream()[1], steps=20, clamp=clamp,
-                 spacing=spacing)  # fmt: skip
+    steps = ddpm(predictor(kind, schedule), schedule, start(), stream()[1], steps=20, clamp=clamp, spacing=spacing)
 
     def step(output, t, x):
         return scheduler.step(output, t, x, generator=theirs).prev_sample
@@ -186,10 +191,16 @@ def test_ddpm_agrees_with_diffusers_over_every_timestep(kind):
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # theirs
 def test_dpm_solver_agrees_with_diffusers(kind, name, zero, clamp, steps):
     scheduler = DPMSolverMultistepScheduler(
-        **common(name, kind, zero), timestep_spacing="trailing", algorithm_type="dpmsolver++",
-        solver_order=2, solver_type="midpoint", final_sigmas_type="zero",
+        **common(name, kind, zero),
+        timestep_spacing="trailing",
+        algorithm_type="dpmsolver++",
+        solver_order=2,
+        solver_type="midpoint",
+        final_sigmas_type="zero",
         # Their thresholding with this maximum is plain clipping to [-1, 1].
-        thresholding=clamp, sample_max_value=1.0)  # fmt: skip
+        thresholding=clamp,
+        sample_max_value=1.0,
+    )
     # Theirs counts in float32 and puts 2⁻²⁴ for an ᾱ of 0; the exact 0 has its own test below.
     schedule = schedule_like(scheduler)
     scheduler.set_timesteps(steps)
@@ -204,8 +215,10 @@ def test_dpm_solver_takes_no_harm_from_an_exact_zero_of_signal(name):
     almost = exact.alphas_cumprod.clone()
     almost[-1] = 2**-24  # what diffusers puts there
     # Not clamped, not from ε, and no jump of the guess at T-1: the two must nearly coincide.
-    ends = [[*dpm_solver_pp(lambda x, t: 0.5 * x.sin(), schedule, start(), steps=20)][-1].x_t
-            for schedule in (exact, Schedule(almost))]  # fmt: skip
+    ends = [
+        [*dpm_solver_pp(lambda x, t: 0.5 * x.sin(), schedule, start(), steps=20)][-1].x_t
+        for schedule in (exact, Schedule(almost))
+    ]
     torch.testing.assert_close(*ends, rtol=0, atol=2e-3)
 
 
@@ -234,6 +247,7 @@ def test_ddim_with_eta_1_is_ddpm():
 
 # Against an exact answer: for data N(mean, covariance) the best x̂₀ is known, and so is where the
 # probability-flow ODE leads: it scales each principal direction by its standard deviation.
+
 
 class Gaussian:
     def __init__(self, mean, covariance):
@@ -267,24 +281,24 @@ GAUSSIANS = {
 
 
 @pytest.mark.parametrize("data, name", [("axes", "linear"), ("correlated", "cosine")])
-@pytest.mark.parametrize("sampler, steps, options, bias", [
-    ("ddpm", 400, {}, 0.05), ("ddim", 400, {"eta": 1.0}, 0.05),
-    ("ddim", 200, {"eta": 0.0}, 0.03), ("dpm_solver_pp", 50, {}, 0.01),
-])  # fmt: skip
-def test_samples_of_a_gaussian_have_its_mean_and_covariance(
-    data, name, sampler, steps, options, bias
-):
+@pytest.mark.parametrize(
+    "sampler, steps, options, bias",
+    [
+        ("ddpm", 400, {}, 0.05),
+        ("ddim", 400, {"eta": 1.0}, 0.05),
+        ("ddim", 200, {"eta": 0.0}, 0.03),
+        ("dpm_solver_pp", 50, {}, 0.01),
+    ],
+)
+def test_samples_of_a_gaussian_have_its_mean_and_covariance(data, name, sampler, steps, options, bias):
     N, data, schedule = 8000, GAUSSIANS[data], make_schedule(name)
     generator = torch.Generator().manual_seed(2)
 
     def noise():
         return torch.randn(N, 2, generator=generator, dtype=torch.float64)
 
-    for step in SAMPLERS[sampler](
-        data.predictor(schedule), schedule, noise(), noise, steps=steps, clamp=False, **options
-    ):
-        pass
-    picture, spread = step.x_t, data.covariance.diagonal().sqrt()
+    *_, end = SAMPLERS[sampler](data.predictor(schedule), schedule, noise(), noise, steps=steps, clamp=False, **options)
+    picture, spread = end.x_t, data.covariance.diagonal().sqrt()
     # 4.5 standard errors (s/√N of a mean, s·s'·√(2/N) at most of a covariance); the covariance
     # also has a bias from the finite number of steps, which the next test examines.
     assert ((picture.mean(0) - data.mean).abs() < (4.5 / math.sqrt(N) + 0.005) * spread).all()
@@ -301,22 +315,18 @@ def exact_moments(sampler, predict, schedule, steps, **options):
     """
     inputs = torch.eye(2 * (steps + 1), dtype=torch.float64).unflatten(1, (steps + 1, 2))
     inputs = iter(torch.cat([torch.zeros_like(inputs[:1]), inputs]).unbind(1))
-    walk = SAMPLERS[sampler](predict, schedule, next(inputs), lambda: next(inputs), steps=steps,
-                             clamp=False, **options)  # fmt: skip
+    walk = SAMPLERS[sampler](predict, schedule, next(inputs), lambda: next(inputs), steps=steps, clamp=False, **options)
     end = [*walk][-1].x_t
     columns = end[1:] - end[0]
     return end[0], columns.T @ columns
 
 
 @pytest.mark.parametrize("name", ["linear", "cosine"])
-@pytest.mark.parametrize("sampler, options", [
-    ("ddpm", {}), ("ddim", {"eta": 0.5}), ("ddim", {"eta": 1.0}),
-])  # fmt: skip
+@pytest.mark.parametrize("sampler, options", [("ddpm", {}), ("ddim", {"eta": 0.5}), ("ddim", {"eta": 1.0})])
 def test_the_bias_of_random_samplers_vanishes_with_more_steps(name, sampler, options):
     data, schedule, errors = GAUSSIANS["correlated"], make_schedule(name), []
     for steps in (125, 250, 500):
-        mean, covariance = exact_moments(
-            sampler, data.predictor(schedule), schedule, steps, **options)
+        mean, covariance = exact_moments(sampler, data.predictor(schedule), schedule, steps, **options)
         assert (mean - data.mean).abs().max() < 0.005  # x_T keeps a trace of the mean
         errors.append(((covariance - data.covariance).norm() / data.covariance.norm()).item())
     # Twice the steps, half the bias.
@@ -333,16 +343,18 @@ def log_linear(T=6400):
 @pytest.mark.parametrize("schedule", [log_linear(), linear(6400)], ids=["log-linear", "linear"])
 @pytest.mark.parametrize("sampler, order", [("ddim", 1), ("dpm_solver_pp", 2)])
 def test_the_error_falls_at_the_solvers_order(schedule, sampler, order):
-    T, data, x_T = 6400, GAUSSIANS["correlated"], torch.randn(
-        64, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)  # fmt: skip
+    T, data, x_T = (
+        6400,
+        GAUSSIANS["correlated"],
+        torch.randn(64, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64),
+    )
     # Halfway down, a timestep that every number of steps visits: before the last move, which is
     # of first order in both; T is large and divisible, so nothing is rounded.
     middle = T // 2 - 1
     exact = data.flow(schedule, x_T, T - 1, middle)
     counts, errors = [20, 40, 80, 160], []
     for steps in counts:
-        walk = SAMPLERS[sampler](
-            data.predictor(schedule), schedule, x_T, steps=steps, clamp=False)
+        walk = SAMPLERS[sampler](data.predictor(schedule), schedule, x_T, steps=steps, clamp=False)
         x_t = next(step.x_t for step in walk if step.t == middle)
         errors.append((x_t - exact).square().mean().sqrt().item())
     orders = [math.log2(a / b) for a, b in zip(errors, errors[1:])]
@@ -355,8 +367,7 @@ def test_a_solver_ends_near_the_exact_picture(sampler):
     data, schedule = GAUSSIANS["correlated"], cosine(1000)
     x_T = torch.randn(64, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     exact = data.flow(schedule, x_T, 999, -1)
-    ends = [[*SAMPLERS[sampler](data.predictor(schedule), schedule, x_T, steps=n, clamp=False)][-1]
-            for n in (20, 200)]  # fmt: skip
+    ends = [[*SAMPLERS[sampler](data.predictor(schedule), schedule, x_T, steps=n, clamp=False)][-1] for n in (20, 200)]
     coarse, fine = [(end.x_t - exact).square().mean().sqrt().item() for end in ends]
     assert fine < 0.01 and fine < coarse / 4
 
@@ -394,7 +405,7 @@ def test_consistency_sampling_answers_puts_noise_on_the_answer_and_answers_again
     *_, end = SAMPLERS["consistency"](predict, schedule, x_T, noise, steps=3, clamp=False)
     again = Noise([3], SHAPE)
     expected = again()
-    for (x, t), following in zip(asked, [66, 32, -1]):
+    for (x, _), following in zip(asked, [66, 32, -1]):
         torch.testing.assert_close(x, expected)
         alpha, sigma = schedule.alpha_sigma(following, like=x)
         expected = alpha * 0.1 * x + sigma * again()
@@ -406,6 +417,7 @@ def test_consistency_sampling_answers_puts_noise_on_the_answer_and_answers_again
 
 
 # What every sampler keeps to
+
 
 def denoiser(T=50, kind="v_prediction"):
     return Denoiser(network, linear(T), kind)
@@ -438,8 +450,7 @@ def test_the_guess_is_clamped_and_x_t_is_not(sampler):
     x_T = 3 * torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(0))
 
     def walk(clamp):
-        return list(SAMPLERS[sampler](
-            lambda x, t: 4 * x, linear(50), x_T, Noise([1, 2], SHAPE), steps=10, clamp=clamp))
+        return list(SAMPLERS[sampler](lambda x, t: 4 * x, linear(50), x_T, Noise([1, 2], SHAPE), steps=10, clamp=clamp))
 
     clamped, free = walk(True), walk(False)
     assert torch.equal(clamped[0].x_t, x_T) and x_T.abs().max() > 3
@@ -472,16 +483,18 @@ def test_noise_is_one_stream_per_seed():
     assert abs(values.mean()) < 0.02 and abs(values.std() - 1) < 0.02
 
 
-@pytest.mark.parametrize("sampler, options, random", [
-    ("ddpm", {}, True), ("ddim", {"eta": 1.0}, True), ("ddim", {"eta": 0.0}, False),
-    ("dpm_solver_pp", {}, False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "sampler, options, random",
+    [("ddpm", {}, True), ("ddim", {"eta": 1.0}, True), ("ddim", {"eta": 0.0}, False), ("dpm_solver_pp", {}, False)],
+)
 def test_which_samplers_are_random_after_the_start(sampler, options, random):
     def end(seed):
         # This guess keeps x_t in sight; from one that forgets it all ends would be equal.
-        return [*SAMPLERS[sampler](
-            lambda x, t: 0.3 * x, linear(50), start(torch.float32), Noise([seed] * 3, SHAPE),
-            steps=10, **options)][-1].x_t
+        return [
+            *SAMPLERS[sampler](
+                lambda x, t: 0.3 * x, linear(50), start(torch.float32), Noise([seed] * 3, SHAPE), steps=10, **options
+            )
+        ][-1].x_t
 
     assert torch.equal(end(1), end(1))
     assert torch.equal(end(1), end(2)) != random
@@ -518,8 +531,7 @@ def test_gradients_are_off_inside_and_as_before_outside(sampler):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_the_type_of_the_start_is_kept(sampler, dtype):
     noise = Noise([0, 1], SHAPE, dtype=dtype)
-    stops = list(SAMPLERS[sampler](
-        lambda x, t: 0.5 * x, linear(50), noise(), noise, steps=5, **noise_for(sampler)))
+    stops = list(SAMPLERS[sampler](lambda x, t: 0.5 * x, linear(50), noise(), noise, steps=5, **noise_for(sampler)))
     assert {s.x_t.dtype for s in stops} == {s.x0.dtype for s in stops} == {dtype}
     assert all(torch.isfinite(s.x_t).all() for s in stops)
 

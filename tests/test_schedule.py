@@ -2,8 +2,8 @@
 
 import math
 
-import pytest
 import numpy as np
+import pytest
 import torch
 from diffusers import DDPMScheduler
 from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
@@ -27,8 +27,7 @@ def test_agrees_with_diffusers(name, T):
     # Theirs is computed in float32, hence the tolerances.
     schedule, theirs = make_schedule(name, T), diffusers_betas(name, T)
     torch.testing.assert_close(schedule.betas, theirs, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(
-        schedule.alphas_cumprod, (1 - theirs).cumprod(0), rtol=0, atol=1e-5)
+    torch.testing.assert_close(schedule.alphas_cumprod, (1 - theirs).cumprod(0), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -43,8 +42,7 @@ def test_zero_terminal_snr_agrees_with_diffusers(name):
 def test_zero_terminal_snr_is_exact_at_both_ends(name, T):
     plain, rescaled = make_schedule(name, T), make_schedule(name, T, zero_terminal_snr=True)
     assert rescaled.alphas_cumprod[-1] == 0 and rescaled.snr()[-1] == 0
-    torch.testing.assert_close(
-        rescaled.alphas_cumprod[0], plain.alphas_cumprod[0], rtol=1e-14, atol=0)
+    torch.testing.assert_close(rescaled.alphas_cumprod[0], plain.alphas_cumprod[0], rtol=1e-14, atol=0)
     assert rescaled.name == f"{name}+zero_terminal_snr"
     x0, noise = torch.randn(2, 1, 3, 8, 8).unbind()
     assert torch.equal(rescaled.add_noise(x0, noise, T - 1), noise)
@@ -66,16 +64,14 @@ def test_linear_ends_at_the_same_noise_for_every_T(T):
 @pytest.mark.parametrize("T", [1, 8, 50, 125, 200, 500])
 def test_linear_is_every_kth_value_where_T_divides_1000(T):
     k = 1000 // T
-    torch.testing.assert_close(
-        linear(T).alphas_cumprod, linear(1000).alphas_cumprod[k - 1 :: k], rtol=1e-12, atol=0)
+    torch.testing.assert_close(linear(T).alphas_cumprod, linear(1000).alphas_cumprod[k - 1 :: k], rtol=1e-12, atol=0)
 
 
 def test_linear_between_known_points_is_between_their_values():
     fine, coarse = linear(2000).alphas_cumprod, linear(1000).alphas_cumprod
     torch.testing.assert_close(fine[1::2], coarse, rtol=1e-12, atol=0)
     # In log ᾱ the extra points lie in the middle of their neighbours.
-    torch.testing.assert_close(
-        fine[2::2].log(), (coarse[:-1].log() + coarse[1:].log()) / 2, rtol=1e-12, atol=1e-15)
+    torch.testing.assert_close(fine[2::2].log(), (coarse[:-1].log() + coarse[1:].log()) / 2, rtol=1e-12, atol=1e-15)
 
 
 @pytest.mark.parametrize("T", [4, 1000])
@@ -103,10 +99,12 @@ def test_every_schedule_only_gets_noisier(name, T, zero):
 
 @quick
 @given(
-    name=names, T=timestep_counts, data=st.data(),
+    name=names,
+    T=timestep_counts,
+    data=st.data(),
     shape=st.lists(st.integers(1, 5), min_size=1, max_size=5),
     dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
-)  # fmt: skip
+)
 def test_add_noise_keeps_shape_and_type(name, T, data, shape, dtype):
     schedule = make_schedule(name, T)
     x0, noise = torch.randn(shape, dtype=dtype), torch.randn(shape, dtype=dtype)
@@ -129,8 +127,8 @@ def test_add_noise_agrees_with_diffusers(name):
     x0, noise = torch.randn(2, 6, 3, 8, 8).unbind()
     t = torch.tensor([0, 1, 250, 500, 998, 999])
     torch.testing.assert_close(
-        make_schedule(name).add_noise(x0, noise, t), theirs.add_noise(x0, noise, t),
-        rtol=0, atol=1e-4)  # fmt: skip
+        make_schedule(name).add_noise(x0, noise, t), theirs.add_noise(x0, noise, t), rtol=0, atol=1e-4
+    )
 
 
 def test_timestep_minus_one_is_the_clean_picture():
@@ -185,8 +183,12 @@ def test_snr_can_be_asked_for_some_timesteps():
 @pytest.mark.parametrize("t", [10, -2, torch.tensor([0, 10]), torch.tensor([-2, 3])])
 def test_timesteps_outside_the_schedule_are_refused(t):
     x0 = torch.zeros(2, 3, 4, 4)
-    with pytest.raises(ValueError, match=r"timesteps must lie in \[0, 9\], not -?\d+…\d+"
-                       if not isinstance(t, int) else r"must lie in \[0, 9\], not"):
+    with pytest.raises(
+        ValueError,
+        match=r"timesteps must lie in \[0, 9\], not -?\d+…\d+"
+        if not isinstance(t, int)
+        else r"must lie in \[0, 9\], not",
+    ):
         linear(10).add_noise(x0, x0, t)
 
 
@@ -220,8 +222,7 @@ def test_a_schedule_is_its_list_alone():
     schedule = Schedule(alphas_cumprod)
     assert schedule.name == "custom" and schedule.num_train_timesteps == 3
     torch.testing.assert_close(schedule.snr(), torch.tensor([9, 1, 1 / 9], dtype=torch.float64))
-    torch.testing.assert_close(
-        schedule.betas, torch.tensor([0.1, 4 / 9, 0.8], dtype=torch.float64))
+    torch.testing.assert_close(schedule.betas, torch.tensor([0.1, 4 / 9, 0.8], dtype=torch.float64))
 
 
 def test_timesteps_may_come_from_numpy_or_in_small_integers():

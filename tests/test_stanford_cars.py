@@ -19,9 +19,7 @@ from scipy.io import loadmat, savemat
 from torchvision.datasets import StanfordCars
 
 from diffusion_utils.data import stanford_cars
-from diffusion_utils.data.stanford_cars import (
-    BODY_TYPES, CarPictures, body_type, crop, is_held_out, load, load_folder,
-)  # fmt: skip
+from diffusion_utils.data.stanford_cars import BODY_TYPES, CarPictures, body_type, crop, is_held_out, load, load_folder
 
 CLASSES = [f"Make Model {i}" for i in range(196)]
 GREY, RED = (90, 90, 90), (255, 0, 0)
@@ -154,13 +152,17 @@ def test_held_out_depends_on_the_file_name_alone():
 @pytest.mark.parametrize(
     "name, kind",
     [
-        ("BMW M3 Coupe 2012", "coupe"), ("AM General Hummer SUV 2000", "SUV"),
-        ("Dodge Dakota Club Cab 2007", "pickup"), ("Ford Ranger SuperCab 2011", "pickup"),
-        ("Ford E-Series Wagon Van 2012", "van"), ("Ram C/V Cargo Van Minivan 2012", "minivan"),
+        ("BMW M3 Coupe 2012", "coupe"),
+        ("AM General Hummer SUV 2000", "SUV"),
+        ("Dodge Dakota Club Cab 2007", "pickup"),
+        ("Ford Ranger SuperCab 2011", "pickup"),
+        ("Ford E-Series Wagon Van 2012", "van"),
+        ("Ram C/V Cargo Van Minivan 2012", "minivan"),
         ("Bentley Continental Supersports Conv. Convertible 2012", "convertible"),
-        ("Chevrolet TrailBlazer SS 2009", "SUV"), ("FIAT 500 Abarth 2012", "hatchback"),
+        ("Chevrolet TrailBlazer SS 2009", "SUV"),
+        ("FIAT 500 Abarth 2012", "hatchback"),
     ],
-)  # fmt: skip
+)
 def test_the_body_type_is_read_from_the_name_of_the_class(name, kind):
     assert body_type(name) == kind
 
@@ -240,9 +242,7 @@ def test_a_box_that_leaves_the_frame_is_clipped_to_it():
     assert np.array_equal(crop(image, (-50, -9, 100, 75), 32), crop(image, (0, 0, 100, 75), 32))
 
 
-@pytest.mark.parametrize(
-    "box", [(500, 10, 600, 90), (-90, 10, -5, 60), (10, 900, 50, 950), (70, 70, 70, 70)]
-)
+@pytest.mark.parametrize("box", [(500, 10, 600, 90), (-90, 10, -5, 60), (10, 900, 50, 950), (70, 70, 70, 70)])
 def test_a_box_without_any_picture_in_it_means_the_whole_frame(box):
     image = frame((200, 150))
     assert np.array_equal(crop(image, box, 32), crop(image, (0, 0, 200, 150), 32))
@@ -329,9 +329,7 @@ def test_damaged_pictures_are_named_skipped_and_counted(damaged):
     assert said[0].filename == __file__  # points at the caller, not into the package
     assert cars.names == ["00001.jpg", "00004.jpg"]
     assert cars.labels.tolist() == [195, 192] and len(cars.images) == 2
-    assert [line.split(":")[0] for line in cars.skipped] == [
-        "00002.jpg", "00003.jpg", "00005.jpg", "00006.jpg",
-    ]  # fmt: skip
+    assert [line.split(":")[0] for line in cars.skipped] == ["00002.jpg", "00003.jpg", "00005.jpg", "00006.jpg"]
     assert "truncated" in cars.skipped[0] and cars.skipped[2] == "00005.jpg: missing"
     whole = load(make(damaged / "whole", count=6), size=16)
     assert torch.equal(cars.images, whole.images[[0, 3]])
@@ -382,8 +380,9 @@ def bad_annotations():
     yield "numbers", lambda path: savemat(path, {"annotations": np.arange(6.0)})
     yield "strings", lambda path: savemat(path, {"annotations": np.array(["a", "b"])})
     yield "no boxes", lambda path: savemat(path, {"annotations": {"fname": "1.jpg", "class": 1}})
-    yield "MATLAB 7.3", lambda path: path.write_bytes(
-        b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM" + b"\x89HDF\r\n\x1a\n" * 20
+    yield (
+        "MATLAB 7.3",
+        lambda path: path.write_bytes(b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM" + b"\x89HDF\r\n\x1a\n" * 20),
     )
 
 
@@ -422,9 +421,7 @@ def test_a_bad_folder_is_an_error(tmp_path):
 
 def count_reads(monkeypatch):
     reads, read = [], stanford_cars._read
-    monkeypatch.setattr(
-        stanford_cars, "_read", lambda file, *rest: (reads.append(file), read(file, *rest))[1]
-    )
+    monkeypatch.setattr(stanford_cars, "_read", lambda file, *rest: (reads.append(file), read(file, *rest))[1])
     return reads
 
 
@@ -464,9 +461,7 @@ def test_a_damaged_cache_is_made_again(tmp_path, cache, monkeypatch, damage):
     (file,) = cache.iterdir()
     whole = file.read_bytes()
     other = b"\x02\x00\x00\x00\x00\x00\x00\x00{}"  # safetensors without any tensor
-    file.write_bytes(
-        {"truncated": whole[:-50], "foreign": b"\x89PNG" * 99, "empty": b"", "other": other}[damage]
-    )
+    file.write_bytes({"truncated": whole[:-50], "foreign": b"\x89PNG" * 99, "empty": b"", "other": other}[damage])
     reads = count_reads(monkeypatch)
     assert torch.equal(load(root, size=16).images, first.images) and len(reads) == 4
     assert file.read_bytes() == whole
@@ -509,9 +504,7 @@ def test_a_failing_download_says_why_and_what_to_do(monkeypatch):
 
 def test_a_download_returns_its_folder(monkeypatch, tmp_path):
     asked = []
-    fake = types.SimpleNamespace(
-        dataset_download=lambda name: (asked.append(name), str(make(tmp_path)))[1]
-    )
+    fake = types.SimpleNamespace(dataset_download=lambda name: (asked.append(name), str(make(tmp_path)))[1])
     monkeypatch.setitem(sys.modules, "kagglehub", fake)
     assert len(load(stanford_cars.download(), size=16).images) == 4
     assert asked == [stanford_cars.KAGGLE_DATASET]

@@ -13,8 +13,16 @@ from diffusion_utils.prediction import Denoiser
 from diffusion_utils.schedule import cosine
 from diffusion_utils.training import TrainConfig, train
 
-NET = {"name": "resnet", "channels": [8, 16], "stem": 2, "decoder_depth": 1, "skip": "add", "patch_head": True,
-       "upsample": "nearest", "embedding_dim": 16}  # fmt: skip
+NET = {
+    "name": "resnet",
+    "channels": [8, 16],
+    "stem": 2,
+    "decoder_depth": 1,
+    "skip": "add",
+    "patch_head": True,
+    "upsample": "nearest",
+    "embedding_dim": 16,
+}
 SCHEDULE = cosine(1000)
 
 
@@ -70,7 +78,7 @@ def test_training_tells_of_its_own_pictures_with_noise_of_every_level():
     assert cond.shape == (300, 4, 8, 8) and level.min() < 20 and 280 < level.max() < 300
     clean = level < 10
     assert clean.any() and (cond[clean, :3] - shrink(x0)[clean]).abs().mean() < 0.05  # flipped as x0 is
-    error = (cond[:, :3] - shrink(x0) * SCHEDULE.alphas_cumprod[level].sqrt()[:, None, None, None].float())
+    error = cond[:, :3] - shrink(x0) * SCHEDULE.alphas_cumprod[level].sqrt()[:, None, None, None].float()
     expected = (1 - SCHEDULE.alphas_cumprod[level]).float().sqrt()
     assert torch.allclose(error.std((1, 2, 3)), expected, rtol=0.25, atol=0.02)
     parts = [make_low_resolution(x0[i * 150 : i * 150 + 150], net, SCHEDULE, 5, config, (i, 2)) for i in range(2)]
@@ -80,8 +88,16 @@ def test_training_tells_of_its_own_pictures_with_noise_of_every_level():
 def test_a_network_learns_to_look_at_the_small_picture():
     """Flat pictures, dark or light: nothing but the small one says which, and the answer follows it."""
     images = torch.stack([torch.full((3, 16, 16), 50), torch.full((3, 16, 16), 205)]).to(torch.uint8)
-    config = TrainConfig(network={"name": "super_resolution", "net": NET}, steps=200, batch_size=16, warmup_steps=5,
-                         learning_rate=5e-3, ema_decay=0.9, mixed_precision="no", log_every=200)  # fmt: skip
+    config = TrainConfig(
+        network={"name": "super_resolution", "net": NET},
+        steps=200,
+        batch_size=16,
+        warmup_steps=5,
+        learning_rate=5e-3,
+        ema_decay=0.9,
+        mixed_precision="no",
+        log_every=200,
+    )
     (record,) = train(config, images)
     small = torch.stack([torch.full((3, 8, 8), 205), torch.full((3, 8, 8), 50)]).to(torch.uint8)
     drawn = drawing.enlarge(record.denoiser, small, [0, 1], steps=5)
@@ -109,16 +125,24 @@ def test_what_cannot_be_enlarged_is_said(tmp_path):
         drawing.enlarge(Denoiser(new(), SCHEDULE, "sample"), torch.zeros(1, 3, 8, 8), [0], noise_level=500)
     with pytest.raises(ValueError, match="scale must be at least 2"):
         new(scale=1)
-    about = {"network": {"name": "super_resolution", "net": NET}, "prediction_type": "sample", "schedule": "cosine",
-             "num_train_timesteps": 1000, "zero_terminal_snr": False}  # fmt: skip
+    about = {
+        "network": {"name": "super_resolution", "net": NET},
+        "prediction_type": "sample",
+        "schedule": "cosine",
+        "num_train_timesteps": 1000,
+        "zero_terminal_snr": False,
+    }
     pretrained.save(tmp_path / "up.safetensors", Denoiser(new(), SCHEDULE, "sample"), about)
     assert pretrained.load(tmp_path / "up.safetensors").net.scale == 2
 
 
 def test_the_noise_on_the_small_picture_is_not_that_of_the_large_one(monkeypatch):
     told = []
-    monkeypatch.setattr(drawing, "low_resolution_cond", lambda small, schedule, level, noise: told.append(noise) or
-                        low_resolution_cond(small, schedule, level, noise))
+    monkeypatch.setattr(
+        drawing,
+        "low_resolution_cond",
+        lambda small, schedule, level, noise: told.append(noise) or low_resolution_cond(small, schedule, level, noise),
+    )
     drawing.enlarge(Denoiser(new(), SCHEDULE, "sample"), torch.zeros(2, 3, 8, 8), [3, 4], steps=1)
     for seed, noise in zip((3, 4), told[0]):
         own = torch.randn(noise.shape, generator=torch.Generator().manual_seed(seed))

@@ -17,8 +17,15 @@ from diffusion_utils.schedule import cosine
 from diffusion_utils.training import TrainConfig, begin_with, train
 
 WORDS = ["a", "blue", "night", "pickup", "red", "van"]
-NET = {"name": "resnet", "channels": [8, 16], "stem": 2, "decoder_depth": 1, "skip": "add", "attention": [2, 4],
-       "embedding_dim": 16}  # fmt: skip
+NET = {
+    "name": "resnet",
+    "channels": [8, 16],
+    "stem": 2,
+    "decoder_depth": 1,
+    "skip": "add",
+    "attention": [2, 4],
+    "embedding_dim": 16,
+}
 WAYS = {"both": {}, "pooled": {"cross_attention": False}, "cross-attention": {"pooled": False}}
 every_way = pytest.mark.parametrize("options", WAYS.values(), ids=WAYS)
 
@@ -115,7 +122,11 @@ def test_cross_attention_is_what_torch_computes():
     nn.init.normal_(layer.out.weight)
     k, v = layer.kv.weight.reshape(2, 8, 6)
     with torch.no_grad():
-        theirs.q_proj_weight.copy_(layer.q.weight[:, :, 0, 0]), theirs.k_proj_weight.copy_(k), theirs.v_proj_weight.copy_(v)
+        (
+            theirs.q_proj_weight.copy_(layer.q.weight[:, :, 0, 0]),
+            theirs.k_proj_weight.copy_(k),
+            theirs.v_proj_weight.copy_(v),
+        )
         theirs.in_proj_bias.copy_(torch.cat([layer.q.bias, layer.kv.bias]))
         theirs.out_proj.weight.copy_(layer.out.weight[:, :, 0, 0]), theirs.out_proj.bias.copy_(layer.out.bias)
     x, context = torch.randn(2, 8, 3, 4), torch.randn(2, 5, 6)
@@ -218,10 +229,25 @@ def test_several_captions_take_turns_and_some_are_withheld():
 def test_a_network_learns_what_words_mean():
     """Two grey pictures, "dark" and "light": told one word, it draws that one from pure noise."""
     images = torch.stack([torch.full((3, 8, 8), 60), torch.full((3, 8, 8), 200)]).to(torch.uint8)
-    network = {"name": "text_to_image", "words": ["dark", "light"], "length": 2, "text_dim": 16, "text_depth": 1,
-               "net": {"name": "resnet", "channels": [8, 8], "stem": 2, "attention": [4], "embedding_dim": 16}}  # fmt: skip
-    run = TrainConfig(network=network, steps=250, batch_size=16, learning_rate=5e-3, warmup_steps=5, ema_decay=0.9,
-                      mixed_precision="no", log_every=250, flip=False)  # fmt: skip
+    network = {
+        "name": "text_to_image",
+        "words": ["dark", "light"],
+        "length": 2,
+        "text_dim": 16,
+        "text_depth": 1,
+        "net": {"name": "resnet", "channels": [8, 8], "stem": 2, "attention": [4], "embedding_dim": 16},
+    }
+    run = TrainConfig(
+        network=network,
+        steps=250,
+        batch_size=16,
+        learning_rate=5e-3,
+        warmup_steps=5,
+        ema_decay=0.9,
+        mixed_precision="no",
+        log_every=250,
+        flip=False,
+    )
     tokenizer = Tokenizer(network["words"], 2)
     (record,) = train(run, images, cond=tokenizer.encode(["dark", "light"]))
     x_T, t = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([999, 999])
@@ -252,9 +278,17 @@ def test_held_out_kinds_are_in_one_part_only():
     assert not set(Tokenizer.from_captions(rest.captions).words) - words  # every word has been heard
 
 
-PAINT = {"red": (200, 20, 30), "orange": (240, 130, 20), "yellow": (230, 210, 30), "green": (40, 160, 60),
-         "blue": (40, 80, 200), "black": (20, 20, 25), "grey": (110, 110, 115), "silver": (175, 178, 180),
-         "white": (240, 240, 238)}  # fmt: skip
+PAINT = {
+    "red": (200, 20, 30),
+    "orange": (240, 130, 20),
+    "yellow": (230, 210, 30),
+    "green": (40, 160, 60),
+    "blue": (40, 80, 200),
+    "black": (20, 20, 25),
+    "grey": (110, 110, 115),
+    "silver": (175, 178, 180),
+    "white": (240, 240, 238),
+}
 
 
 @pytest.mark.parametrize("size", [32, 64])
@@ -274,8 +308,10 @@ def test_captions_say_colour_year_make_and_body_type():
     cars = CarPictures(images, ["1.jpg", "2.jpg", "3.jpg"], torch.tensor([0, 1, 2]), classes, [])
     texts = car_captions.captions(cars)
     assert texts[0] == ["an orange 2012 Aston Martin coupe"] * 2 + [
-        "an orange coupe", "an orange Aston Martin coupe", "a 2012 Aston Martin coupe",
-    ]  # fmt: skip
+        "an orange coupe",
+        "an orange Aston Martin coupe",
+        "a 2012 Aston Martin coupe",
+    ]
     assert texts[1][0] == "a black 2007 Ford pickup" and texts == car_captions.captions(cars)
     with pytest.raises(ValueError, match="class names"):
         car_captions.captions(CarPictures(images, ["1"], torch.tensor([-1] * 3), [], []))

@@ -8,23 +8,21 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion_utils.data.toy_cars import (
-    BODIES,
-    COLOURS,
-    DIRECTIONS,
-    TIMES,
-    attributes,
-    caption,
-    draw,
-    load,
-)
+from diffusion_utils.data.toy_cars import BODIES, COLOURS, DIRECTIONS, TIMES, attributes, caption, draw, load
 
 CHOICES = {"body": BODIES, "colour": COLOURS, "direction": DIRECTIONS, "time": TIMES}
 
 # What these words mean to a reader, written down apart from the paints of the module.
-PLAIN = {"red": (220, 30, 30), "orange": (245, 130, 20), "yellow": (245, 215, 40),
-         "green": (40, 160, 60), "blue": (30, 90, 220), "purple": (140, 50, 180),
-         "white": (240, 240, 240), "black": (25, 25, 25)}
+PLAIN = {
+    "red": (220, 30, 30),
+    "orange": (245, 130, 20),
+    "yellow": (245, 215, 40),
+    "green": (40, 160, 60),
+    "blue": (30, 90, 220),
+    "purple": (140, 50, 180),
+    "white": (240, 240, 240),
+    "black": (25, 25, 25),
+}
 
 
 def painted(index, **overrides):
@@ -97,8 +95,7 @@ def test_a_set_is_made_of_single_pictures():
 def test_labels_and_captions_name_what_is_shown():
     cars = load(40, size=16, seed=1)
     for index, (words, places) in enumerate(zip(cars.captions, cars.labels.tolist())):
-        body, colour, direction, time = (
-            values[place] for values, place in zip(CHOICES.values(), places))
+        body, colour, direction, time = (values[place] for values, place in zip(CHOICES.values(), places))
         article = "an" if colour == "orange" else "a"
         assert words == f"{article} {colour} {body} facing {direction} {time}"
         shown = {"body": body, "colour": colour, "direction": direction, "time": time}
@@ -112,12 +109,12 @@ def test_attributes_are_uniform_and_independent():
         counts = Counter(one[name] for one in shown)
         for value in values:  # within 5 standard deviations of an even share
             share = 1 / len(values)
-            assert abs(counts[value] - 2000 * share) < 5 * (2000 * share * (1 - share)) ** .5
+            assert abs(counts[value] - 2000 * share) < 5 * (2000 * share * (1 - share)) ** 0.5
     for one_name, other_name in combinations(CHOICES, 2):
         counts = Counter((one[one_name], one[other_name]) for one in shown)
         pairs = len(CHOICES[one_name]) * len(CHOICES[other_name])
         assert len(counts) == pairs
-        assert max(counts.values()) < 2000 / pairs + 5 * (2000 / pairs) ** .5
+        assert max(counts.values()) < 2000 / pairs + 5 * (2000 / pairs) ** 0.5
 
 
 @pytest.mark.parametrize("name", CHOICES)
@@ -126,7 +123,7 @@ def test_every_value_of_an_attribute_gives_another_picture(name):
         pictures = [draw(index, size=32, **{name: value}).int() for value in CHOICES[name]]
         for one, other in combinations(pictures, 2):
             changed = (one - other).abs().sum(dim=0) > 30
-            assert changed.float().mean() > .03
+            assert changed.float().mean() > 0.03
 
 
 def test_an_override_leaves_the_rest_alone():
@@ -149,14 +146,13 @@ def test_pictures_of_one_kind_all_differ():
 def test_the_other_direction_mirrors_the_car(body):
     for index in range(2):
         left, right = (painted(index, size=128, body=body, direction=way) for way in DIRECTIONS)
-        assert overlap(left.flip(1), right) > .93
-        assert overlap(left, right) < overlap(left.flip(1), right) - .15
+        assert overlap(left.flip(1), right) > 0.93
+        assert overlap(left, right) < overlap(left.flip(1), right) - 0.15
 
 
 def test_the_headlight_shines_ahead():
     for index in range(6):
-        left, right = (draw(index, body="hatchback", time="at night", direction=way).int()
-                       for way in DIRECTIONS)
+        left, right = (draw(index, body="hatchback", time="at night", direction=way).int() for way in DIRECTIONS)
         brighter = (left - right).sum(dim=0)
         assert brighter[:, :6].sum() > 1000 and brighter[:, -6:].sum() < -1000
 
@@ -164,16 +160,16 @@ def test_the_headlight_shines_ahead():
 def test_bodies_have_silhouettes_of_their_own():
     for index in range(3):
         masks = [painted(index, body=body, direction="left").int() for body in BODIES]
-        filled = [(mask.cummax(0).values & mask.flip(0).cummax(0).values.flip(0)).bool()
-                  for mask in masks]  # from the highest to the lowest paint of each column
+        filled = [
+            (mask.cummax(0).values & mask.flip(0).cummax(0).values.flip(0)).bool() for mask in masks
+        ]  # from the highest to the lowest paint of each column
         for one, other in combinations(filled, 2):
-            assert overlap(one, other) < .7
+            assert overlap(one, other) < 0.7
 
 
 def test_the_sky_tells_the_time():
     for index in range(10):
-        day, dusk, night = (draw(index, time=time)[:, :4].float().mean(dim=(1, 2))
-                            for time in TIMES)
+        day, dusk, night = (draw(index, time=time)[:, :4].float().mean(dim=(1, 2)) for time in TIMES)
         assert day[2] > day[0] and dusk[1] < min(dusk[0], dusk[2])
         assert day.sum() > dusk.sum() > night.sum()
 
@@ -205,15 +201,18 @@ def test_global_random_numbers_are_neither_used_nor_changed():
     assert torch.equal(load(3, size=16).images, expected.images)
 
 
-@pytest.mark.parametrize("wrong, message", [
-    ({"count": 0}, "count must be a whole number of at least 1, not 0"),
-    ({"count": 2.5}, "count must be a whole number of at least 1, not 2.5"),
-    ({"count": 1, "size": 8}, "size must be a whole number of at least 16, not 8"),
-    ({"count": 1, "size": 30}, "size must be a multiple of 8, not 30; try 24"),
-    ({"count": 1, "size": "32"}, "size must be a whole number of at least 16, not '32'"),
-    ({"count": 1, "seed": -1}, "seed must be a whole number of at least 0, not -1"),
-    ({"count": 1, "start": -4}, "start must be a whole number of at least 0, not -4"),
-])
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"count": 0}, "count must be a whole number of at least 1, not 0"),
+        ({"count": 2.5}, "count must be a whole number of at least 1, not 2.5"),
+        ({"count": 1, "size": 8}, "size must be a whole number of at least 16, not 8"),
+        ({"count": 1, "size": 30}, "size must be a multiple of 8, not 30; try 24"),
+        ({"count": 1, "size": "32"}, "size must be a whole number of at least 16, not '32'"),
+        ({"count": 1, "seed": -1}, "seed must be a whole number of at least 0, not -1"),
+        ({"count": 1, "start": -4}, "start must be a whole number of at least 0, not -4"),
+    ],
+)
 def test_a_set_that_cannot_be_made_says_why(wrong, message):
     with pytest.raises(ValueError, match=message):
         load(**wrong)

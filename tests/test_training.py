@@ -18,17 +18,29 @@ from diffusion_utils.prediction import PREDICTION_TYPES
 from diffusion_utils.sampling import sample
 from diffusion_utils.schedule import make_schedule
 from diffusion_utils.training import (
-    StepRecord, TrainConfig, diffusion_loss, ema_update, load_checkpoint, make_batch, make_cond, train,
-)  # fmt: skip
+    StepRecord,
+    TrainConfig,
+    diffusion_loss,
+    ema_update,
+    load_checkpoint,
+    make_batch,
+    make_cond,
+    train,
+)
 
 TINY = {"name": "resnet", "channels": [8, 8], "stem": 2, "embedding_dim": 8}
 
 
 def config(**changes):
     options = {
-        "network": TINY, "steps": 6, "batch_size": 4, "warmup_steps": 2, "log_every": 1,
-        "mixed_precision": "no", "compile": "no",
-    }  # fmt: skip
+        "network": TINY,
+        "steps": 6,
+        "batch_size": 4,
+        "warmup_steps": 2,
+        "log_every": 1,
+        "mixed_precision": "no",
+        "compile": "no",
+    }
     return TrainConfig(**{**options, **changes})
 
 
@@ -52,9 +64,17 @@ def test_one_picture_is_learnt_by_heart_and_comes_back_from_noise(prediction_typ
     picture = F.avg_pool2d(large, 2).to(torch.uint8)[None]
     network = {"name": "resnet", "channels": [64], "stem": 2, "embedding_dim": 32}
     run = config(
-        network=network, prediction_type=prediction_type, steps=300, batch_size=32, log_every=300,
-        learning_rate=6e-3, warmup_steps=20, ema_decay=0.98, weight_decay=0.0, flip=False,
-    )  # fmt: skip
+        network=network,
+        prediction_type=prediction_type,
+        steps=300,
+        batch_size=32,
+        log_every=300,
+        learning_rate=6e-3,
+        warmup_steps=20,
+        ema_decay=0.98,
+        weight_decay=0.0,
+        flip=False,
+    )
     (record,) = train(run, picture)
     drawn = sample(record.denoiser, range(4), (3, 8, 8), sampler="ddpm", steps=50)
     x0 = to_float(picture)
@@ -69,19 +89,21 @@ LEARNERS = {
     "skips": (0.65, {"name": "resnet", "channels": [16, 32], "stem": 2, "skip": "concat"}, {}),
     "segnet": (0.65, {"name": "segnet", "channels": [8, 16]}, {}),
     "unet": (0.7, {"name": "unet", "channels": [8, 16], "depth": 1}, {}),
-    "edm": (0.75, {"name": "resnet", "channels": [16, 32], "skip": "concat", "decoder_depth": 1},
-            {"prediction_type": "edm", "timestep_sampling": "lognormal"}),
+    "edm": (
+        0.75,
+        {"name": "resnet", "channels": [16, 32], "skip": "concat", "decoder_depth": 1},
+        {"prediction_type": "edm", "timestep_sampling": "lognormal"},
+    ),
     "muon": (0.6, {"name": "resnet", "channels": [16, 32], "stem": 2}, {"optimizer": "muon"}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("share, network, options", LEARNERS.values(), ids=LEARNERS)
 def test_the_loss_falls_on_toy_cars(share, network, options):
     images = toy_cars.load(64, 16).images
     run = config(
-        network={**network, "embedding_dim": 16}, steps=80, batch_size=16, log_every=20,
-        learning_rate=4e-3, **options,
-    )  # fmt: skip
+        network={**network, "embedding_dim": 16}, steps=80, batch_size=16, log_every=20, learning_rate=4e-3, **options
+    )
     losses = [record.loss for record in train(run, images)]
     assert losses[-1] < share * losses[0]
 
@@ -169,9 +191,7 @@ def test_the_loss_equals_one_computed_by_hand(prediction_type, gamma, d):
 
 
 def test_min_snr_reaches_the_training_loop():
-    plain, weighted = (
-        next(train(config(min_snr_gamma=gamma), pictures())).loss for gamma in (None, 5.0)
-    )
+    plain, weighted = (next(train(config(min_snr_gamma=gamma), pictures())).loss for gamma in (None, 5.0))
     assert plain != pytest.approx(weighted, rel=0.01)
 
 
@@ -281,9 +301,8 @@ def test_uniform_timesteps_are_drawn_between_flips_and_noise(flip):
 @pytest.mark.parametrize("schedule, zero", [("linear", False), ("cosine", False), ("cosine", True)])
 def test_lognormal_takes_the_first_timestep_that_is_as_noisy_as_drawn(schedule, zero):
     run = config(
-        batch_size=256, timestep_sampling="lognormal", schedule=schedule, num_train_timesteps=60,
-        zero_terminal_snr=zero,
-    )  # fmt: skip
+        batch_size=256, timestep_sampling="lognormal", schedule=schedule, num_train_timesteps=60, zero_terminal_snr=zero
+    )
     _, drawn, noise = drawn_by_hand(run, 2)
     _, ours, t = make_batch(pictures(), 2, run)
     assert torch.equal(ours, noise) and t.dtype == torch.int64
@@ -330,9 +349,14 @@ def test_a_described_network_draws_what_it_is_told():
     the noise has left nothing to see."""
     images = torch.tensor([30, 220], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 8, 8)
     run = config(
-        network={**TINY, "cond_dim": 2}, steps=250, batch_size=16, log_every=250, learning_rate=1e-2,
-        ema_decay=0.9, warmup_steps=10,
-    )  # fmt: skip
+        network={**TINY, "cond_dim": 2},
+        steps=250,
+        batch_size=16,
+        log_every=250,
+        learning_rate=1e-2,
+        ema_decay=0.9,
+        warmup_steps=10,
+    )
     (record,) = train(run, images, cond=torch.eye(2))
     x_T, t = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([999, 999])
     with torch.no_grad():

@@ -41,9 +41,7 @@ def test_encode_loses_nothing():
     assert (decoded(widgets.encode(picture)) == picture).all()
 
 
-@pytest.mark.parametrize(
-    "picture", [np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8), np.zeros((3, 4, 4), np.uint8)]
-)
+@pytest.mark.parametrize("picture", [np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8), np.zeros((3, 4, 4), np.uint8)])
 def test_encode_refuses_what_is_no_picture(picture):
     with pytest.raises(ValueError, match="uint8 array"):
         widgets.encode(picture)

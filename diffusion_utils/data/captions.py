@@ -35,9 +35,10 @@ def colours(images: Tensor) -> list[str]:
     # Hue and saturation of the HSV model; hue in degrees.
     spread = chroma.clamp(min=1e-6)
     hue = 60 * torch.where(
-        value == red, (green - blue) / spread % 6,
+        value == red,
+        (green - blue) / spread % 6,
         torch.where(value == green, (blue - red) / spread + 2, (red - green) / spread + 4),
-    )  # fmt: skip
+    )
     vivid = (chroma > 0.14) & (chroma > 0.35 * value)
     starts = torch.tensor([float(start) for start, _ in HUES])
     band = torch.bucketize(hue, starts, right=True) - 1

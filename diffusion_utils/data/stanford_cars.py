@@ -44,11 +44,23 @@ GET_IT = (
 BODY_TYPES = ("sedan", "SUV", "coupe", "convertible", "hatchback", "pickup", "minivan", "van", "wagon")
 # Classes whose name does not end in their body type, by the word that tells them from all others.
 BODY_TYPE_OF = {
-    "Type-S": "sedan", "Type R": "coupe", "Regal GS": "sedan", "Corvette ZR1": "coupe", "Corvette Ron": "coupe",
-    "HHR": "wagon", "Cobalt SS": "coupe", "TrailBlazer": "SUV", "300 SRT-8": "sedan", "Challenger": "coupe",
-    "Charger SRT-8": "sedan", "Abarth": "hatchback", "SuperCab": "pickup", "Coupe IPL": "coupe",
-    "XK XKR": "coupe", "Superleggera": "coupe",
-}  # fmt: skip
+    "Type-S": "sedan",
+    "Type R": "coupe",
+    "Regal GS": "sedan",
+    "Corvette ZR1": "coupe",
+    "Corvette Ron": "coupe",
+    "HHR": "wagon",
+    "Cobalt SS": "coupe",
+    "TrailBlazer": "SUV",
+    "300 SRT-8": "sedan",
+    "Challenger": "coupe",
+    "Charger SRT-8": "sedan",
+    "Abarth": "hatchback",
+    "SuperCab": "pickup",
+    "Coupe IPL": "coupe",
+    "XK XKR": "coupe",
+    "Superleggera": "coupe",
+}
 PICTURE_ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
@@ -172,9 +184,7 @@ def read_annotations(root: str | Path, split: str = "train") -> tuple[list, list
         raise ValueError(f"split must be 'train' or 'test', not {split!r}")
     base = _inner(Path(root))
     annotations = (
-        base / "devkit" / "cars_train_annos.mat"
-        if split == "train"
-        else base / "cars_test_annos_withlabels.mat"
+        base / "devkit" / "cars_train_annos.mat" if split == "train" else base / "cars_test_annos_withlabels.mat"
     )
     if not annotations.is_file():
         raise FileNotFoundError(f"{annotations} does not exist. {GET_IT}")
@@ -242,9 +252,7 @@ def crop(image: Image.Image, box: tuple[float, float, float, float] | None, size
     return image.resize((size, size), Image.Resampling.LANCZOS, box=tuple(edges))
 
 
-def window(
-    box: tuple[float, float, float, float] | None, frame: tuple[int, int]
-) -> tuple[float, float, float, float]:
+def window(box: tuple[float, float, float, float] | None, frame: tuple[int, int]) -> tuple[float, float, float, float]:
     """Edges of the smallest 4:3 window around a box with a margin of 8 % of it on each side.
 
     Args:

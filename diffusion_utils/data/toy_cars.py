@@ -30,88 +30,127 @@ class _Shape(NamedTuple):
     """One body type, as corners of polygons and places of round parts."""
 
     outline: tuple
-    panes: tuple      # of glass
-    doors: tuple      # x and upper end of each door gap
-    wheels: tuple     # x of the rear wheel, x of the front wheel, radius
-    lamps: tuple      # the tail lamp, the headlight
+    panes: tuple  # of glass
+    doors: tuple  # x and upper end of each door gap
+    wheels: tuple  # x of the rear wheel, x of the front wheel, radius
+    lamps: tuple  # the tail lamp, the headlight
     trim: tuple = ()  # black parts that stick out from behind the outline
 
 
 _SHAPES = {
     "sedan": _Shape(
-        ((-98, 17), (-100, 50), (-94, 57), (-74, 58), (-50, 82), (0, 83), (32, 56), (84, 48),
-         (99, 37), (99, 17)),
-        panes=(((-63, 57), (-45, 76), (-22, 77), (-22, 57)),
-               ((-14, 57), (-14, 77), (-2, 77), (22, 57))),
-        doors=((-18, 76), (26, 54)), wheels=(-60, 61, 20), lamps=((-93, 46), (90, 38))),
+        ((-98, 17), (-100, 50), (-94, 57), (-74, 58), (-50, 82), (0, 83), (32, 56), (84, 48), (99, 37), (99, 17)),
+        panes=(((-63, 57), (-45, 76), (-22, 77), (-22, 57)), ((-14, 57), (-14, 77), (-2, 77), (22, 57))),
+        doors=((-18, 76), (26, 54)),
+        wheels=(-60, 61, 20),
+        lamps=((-93, 46), (90, 38)),
+    ),
     "hatchback": _Shape(
-        ((-70, 17), (-73, 48), (-60, 84), (-48, 88), (2, 88), (34, 58), (62, 51), (73, 40),
-         (73, 17)),
-        panes=(((-57, 58), (-49, 80), (-22, 81), (-22, 58)),
-               ((-14, 58), (-14, 81), (0, 81), (24, 58))),
-        doors=((-18, 80),), wheels=(-45, 44, 20), lamps=((-67, 47), (64, 41))),
+        ((-70, 17), (-73, 48), (-60, 84), (-48, 88), (2, 88), (34, 58), (62, 51), (73, 40), (73, 17)),
+        panes=(((-57, 58), (-49, 80), (-22, 81), (-22, 58)), ((-14, 58), (-14, 81), (0, 81), (24, 58))),
+        doors=((-18, 80),),
+        wheels=(-45, 44, 20),
+        lamps=((-67, 47), (64, 41)),
+    ),
     "convertible": _Shape(
-        ((-96, 15), (-98, 42), (-88, 51), (-48, 53), (-40, 45), (12, 45), (20, 52), (78, 46),
-         (98, 34), (98, 15)),
+        ((-96, 15), (-98, 42), (-88, 51), (-48, 53), (-40, 45), (12, 45), (20, 52), (78, 46), (98, 34), (98, 15)),
         panes=(((24, 49), (-2, 80), (-11, 80), (6, 48)),),
-        doors=((-36, 43), (10, 43)), wheels=(-60, 60, 20), lamps=((-92, 41), (87, 35)),
-        trim=(((-44, 44), (-48, 70), (-35, 70), (-26, 44)),)),
+        doors=((-36, 43), (10, 43)),
+        wheels=(-60, 60, 20),
+        lamps=((-92, 41), (87, 35)),
+        trim=(((-44, 44), (-48, 70), (-35, 70), (-26, 44)),),
+    ),
     "pickup": _Shape(
-        ((-104, 22), (-104, 54), (-6, 54), (-4, 94), (38, 94), (60, 61), (94, 56), (102, 46),
-         (102, 20)),
+        ((-104, 22), (-104, 54), (-6, 54), (-4, 94), (38, 94), (60, 61), (94, 56), (102, 46), (102, 20)),
         panes=(((6, 61), (6, 85), (33, 85), (49, 61)),),
-        doors=((0, 60),), wheels=(-62, 62, 23), lamps=((-98, 38), (93, 45))),
+        doors=((0, 60),),
+        wheels=(-62, 62, 23),
+        lamps=((-98, 38), (93, 45)),
+    ),
     "van": _Shape(
         ((-100, 17), (-100, 110), (-92, 114), (48, 114), (80, 64), (97, 52), (100, 17)),
         panes=(((16, 66), (16, 99), (44, 99), (66, 66)),),
-        doors=((-36, 102), (10, 102)), wheels=(-60, 62, 20), lamps=((-94, 48), (91, 42))),
+        doors=((-36, 102), (10, 102)),
+        wheels=(-60, 62, 20),
+        lamps=((-94, 48), (91, 42)),
+    ),
     "SUV": _Shape(
         ((-84, 25), (-86, 60), (-80, 98), (18, 98), (40, 66), (80, 62), (88, 52), (88, 25)),
-        panes=(((-74, 66), (-71, 89), (-48, 89), (-48, 66)),
-               ((-39, 66), (-39, 89), (-12, 89), (-12, 66)),
-               ((-3, 66), (-3, 89), (13, 89), (29, 66))),
-        doors=((-43, 88), (-7, 88)), wheels=(-52, 53, 26), lamps=((-79, 50), (80, 50)),
-        trim=(((-102, 42), (-102, 80), (-84, 80), (-84, 42)),
-              ((-66, 108), (-70, 94), (10, 94), (6, 108)))),
+        panes=(
+            ((-74, 66), (-71, 89), (-48, 89), (-48, 66)),
+            ((-39, 66), (-39, 89), (-12, 89), (-12, 66)),
+            ((-3, 66), (-3, 89), (13, 89), (29, 66)),
+        ),
+        doors=((-43, 88), (-7, 88)),
+        wheels=(-52, 53, 26),
+        lamps=((-79, 50), (80, 50)),
+        trim=(((-102, 42), (-102, 80), (-84, 80), (-84, 42)), ((-66, 108), (-70, 94), (10, 94), (6, 108))),
+    ),
 }
-_PAINTS = {"red": (214, 36, 40), "orange": (246, 126, 22), "yellow": (250, 212, 46),
-           "green": (40, 158, 72), "blue": (36, 98, 222), "purple": (142, 58, 184),
-           "white": (242, 242, 244), "black": (36, 36, 42)}
+_PAINTS = {
+    "red": (214, 36, 40),
+    "orange": (246, 126, 22),
+    "yellow": (250, 212, 46),
+    "green": (40, 158, 72),
+    "blue": (36, 98, 222),
+    "purple": (142, 58, 184),
+    "white": (242, 242, 244),
+    "black": (36, 36, 42),
+}
 
 
 class _Light(NamedTuple):
     """One time of day: colours and places of the scenery, from the middle of the canvas."""
 
-    sky: tuple     # colour at the top, colour at the horizon
-    orb: tuple     # sun or moon: x, y, radius, colour
-    specks: list   # white clouds or stars: x, y, half width, half height of each
+    sky: tuple  # colour at the top, colour at the horizon
+    orb: tuple  # sun or moon: x, y, radius, colour
+    specks: list  # white clouds or stars: x, y, half width, half height of each
     ground: tuple  # colour of the land, colour of the road
-    glass: tuple   # colour of the windows
-    tint: tuple    # factors on the red, green and blue of the paint
-    beam: bool     # whether the headlight shines
+    glass: tuple  # colour of the windows
+    tint: tuple  # factors on the red, green and blue of the paint
+    beam: bool  # whether the headlight shines
 
 
 _LIGHTS = {
     "by day": _Light(
-        sky=((96, 178, 240), (206, 234, 250)), orb=(86, 66, 15, (255, 244, 170)),
+        sky=((96, 178, 240), (206, 234, 250)),
+        orb=(86, 66, 15, (255, 244, 170)),
         specks=[(-84, 58, 26, 8), (-76, 66, 13, 11), (-93, 64, 10, 8)],
         ground=((134, 190, 104), (134, 136, 142)),
-        glass=(112, 160, 196), tint=(1, 1, 1), beam=False),
+        glass=(112, 160, 196),
+        tint=(1, 1, 1),
+        beam=False,
+    ),
     "at sunset": _Light(
-        sky=((108, 70, 142), (255, 170, 120)), orb=(-50, 6, 30, (255, 226, 130)),
-        specks=[], ground=((116, 72, 104), (104, 88, 108)),
-        glass=(236, 176, 160), tint=(1, .93, .90), beam=False),
+        sky=((108, 70, 142), (255, 170, 120)),
+        orb=(-50, 6, 30, (255, 226, 130)),
+        specks=[],
+        ground=((116, 72, 104), (104, 88, 108)),
+        glass=(236, 176, 160),
+        tint=(1, 0.93, 0.90),
+        beam=False,
+    ),
     "at night": _Light(
-        sky=((16, 20, 62), (58, 66, 128)), orb=(80, 66, 13, (240, 240, 218)),
+        sky=((16, 20, 62), (58, 66, 128)),
+        orb=(80, 66, 13, (240, 240, 218)),
         specks=[(x, y, 2, 2) for x, y in ((-105, 50), (-72, 78), (-30, 56), (8, 80), (42, 62))],
         ground=((40, 62, 88), (74, 78, 104)),
-        glass=(150, 160, 200), tint=(.92, .90, .96), beam=True),
+        glass=(150, 160, 200),
+        tint=(0.92, 0.90, 0.96),
+        beam=True,
+    ),
 }
 BODIES, COLOURS, DIRECTIONS, TIMES = (*_SHAPES,), (*_PAINTS,), ("left", "right"), (*_LIGHTS,)
 # Kinds of car that text-to-image never sees in training, to find out whether it can put together what
 # it knows: every body type lacks one colour, and of 48 pairs 6 are missing.
-HELD_OUT = {("sedan", "orange"), ("hatchback", "blue"), ("convertible", "green"), ("pickup", "white"),
-            ("van", "purple"), ("SUV", "yellow")}
+HELD_OUT = {
+    ("sedan", "orange"),
+    ("hatchback", "blue"),
+    ("convertible", "green"),
+    ("pickup", "white"),
+    ("van", "purple"),
+    ("SUV", "yellow"),
+}
 _CHOICES = {"body": BODIES, "colour": COLOURS, "direction": DIRECTIONS, "time": TIMES}
 
 
@@ -124,8 +163,11 @@ class ToyCars(NamedTuple):
 
     def part(self, held_out: bool) -> "ToyCars":
         """Only cars of the held-out kinds (see `HELD_OUT`), or only the others."""
-        keep = [i for i, (body, colour, *_) in enumerate(self.labels.tolist())
-                if ((BODIES[body], COLOURS[colour]) in HELD_OUT) == held_out]
+        keep = [
+            i
+            for i, (body, colour, *_) in enumerate(self.labels.tolist())
+            if ((BODIES[body], COLOURS[colour]) in HELD_OUT) == held_out
+        ]
         return ToyCars(self.images[keep], [self.captions[i] for i in keep], self.labels[keep])
 
 
@@ -170,8 +212,15 @@ def draw(index: int, seed: int = 0, size: int = 64, **overrides: str) -> Tensor:
     # Pillow draws hard edges. A canvas of at least 3 times the size makes them soft on resizing.
     scale = max(64, size) / 64
     canvas = _scenery(light, jitter, scale)
-    _car(canvas, _SHAPES[shown["body"]], _PAINTS[shown["colour"]], light, jitter, scale,
-         facing=1 if shown["direction"] == "right" else -1)
+    _car(
+        canvas,
+        _SHAPES[shown["body"]],
+        _PAINTS[shown["colour"]],
+        light,
+        jitter,
+        scale,
+        facing=1 if shown["direction"] == "right" else -1,
+    )
     square = canvas.resize((size, size), Image.Resampling.HAMMING)
     return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
 
@@ -189,8 +238,7 @@ def load(count: int = 4096, size: int = 32, seed: int = 0, start: int = 0) -> To
     start = _whole("start", start, 0)
     indices = range(start, start + _whole("count", count, 1))
     images = torch.stack([draw(index, seed, size) for index in indices])
-    labels = [[_CHOICES[name].index(value) for name, value in attributes(index, seed).items()]
-              for index in indices]
+    labels = [[_CHOICES[name].index(value) for name, value in attributes(index, seed).items()] for index in indices]
     return ToyCars(images, [caption(index, seed) for index in indices], torch.tensor(labels))
 
 
@@ -211,10 +259,16 @@ def _random(index, seed, purpose):
 def _jitter(index, seed):
     """The small differences between pictures of one kind."""
     uniform = _random(index, seed, 1).uniform
-    return {"place": uniform((-10, -5), (10, 5)), "scale": uniform(.92, 1.05),
-            "wheel": uniform(.92, 1.08), "brightness": uniform(.93, 1.04),
-            "hue": uniform(-10, 10, size=3), "sky": uniform(-10, 10, size=2),
-            "hill": uniform(-60, 60), "daylight": uniform(.95, 1.05)}
+    return {
+        "place": uniform((-10, -5), (10, 5)),
+        "scale": uniform(0.92, 1.05),
+        "wheel": uniform(0.92, 1.08),
+        "brightness": uniform(0.93, 1.04),
+        "hue": uniform(-10, 10, size=3),
+        "sky": uniform(-10, 10, size=2),
+        "hill": uniform(-60, 60),
+        "daylight": uniform(0.95, 1.05),
+    }
 
 
 def _rgb(colour, factor=1.0, offset=0.0):
@@ -225,7 +279,7 @@ def _rgb(colour, factor=1.0, offset=0.0):
 def _rounded(corners):
     """A polygon with its corners cut off, twice, which makes them round (Chaikin's method)."""
     points = np.array(corners)
-    for cut in (.12, .3):
+    for cut in (0.12, 0.3):
         ahead = np.roll(points, -1, axis=0)
         pairs = points + cut * (ahead - points), ahead + cut * (points - ahead)
         points = np.stack(pairs, axis=1).reshape(-1, 2)
@@ -243,8 +297,9 @@ class _Pen:
         self.brush.polygon((self.origin + self.scale * corners).ravel().tolist(), fill=colour)
 
     def line(self, ends, width, colour):
-        self.brush.line((self.origin + self.scale * ends).ravel().tolist(), fill=colour,
-                        width=round(width * abs(self.scale[0])))
+        self.brush.line(
+            (self.origin + self.scale * ends).ravel().tolist(), fill=colour, width=round(width * abs(self.scale[0]))
+        )
 
     def disc(self, middle, radius, colour, end=540):
         """A circle, or an ellipse of radius (across, up); up to angle 360 only its upper half."""
@@ -266,7 +321,7 @@ def _scenery(light, jitter, scale):
     pen.disc(jitter["sky"] + (x, y), radius, colour)
     for x, y, across, up in light.specks:
         pen.disc((x - jitter["sky"][0], y), (across, up), (255, 255, 255))
-    pen.disc((jitter["hill"], -20), (110, 26), _rgb(land, .9))
+    pen.disc((jitter["hill"], -20), (110, 26), _rgb(land, 0.9))
     pen.disc((jitter["hill"] - 140, -20), (90, 16), land)
     pen.polygon([(-130, -34), (130, -34), (130, -100), (-130, -100)], road)
     pen.line([(-130, -36), (130, -36)], 4, _rgb(road, 1.25))
@@ -296,9 +351,9 @@ def _car(canvas, shape, paint, light, jitter, scale, facing):
     rear, front, radius = shape.wheels
     radius *= jitter["wheel"]
     for middle in ((rear, radius), (front, radius)):
-        pen.disc(middle, 1.2 * radius, _rgb(paint, .45), end=360)
+        pen.disc(middle, 1.2 * radius, _rgb(paint, 0.45), end=360)
         pen.disc(middle, radius, black)
-        pen.disc(middle, .5 * radius, _rgb((205, 208, 214), light.tint))
+        pen.disc(middle, 0.5 * radius, _rgb((205, 208, 214), light.tint))
     pen.disc(tail, 5, (200, 20, 30))
     pen.disc(head, 6.5, glow)
     if light.beam:

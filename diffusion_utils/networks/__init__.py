@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from diffusion_utils.networks.autoencoder import Autoencoder
-from diffusion_utils.networks.blocks import without
+from diffusion_utils.networks.blocks import without as without
 from diffusion_utils.networks.resnet import ResNetEncoderDecoder
 from diffusion_utils.networks.segnet import SegNet
 from diffusion_utils.networks.super_resolution import SuperResolution
@@ -19,9 +19,13 @@ from diffusion_utils.networks.text import TextToImage
 from diffusion_utils.networks.unet import UNet
 
 NETWORKS = {
-    "resnet": ResNetEncoderDecoder, "segnet": SegNet, "unet": UNet,
-    "text_to_image": TextToImage, "super_resolution": SuperResolution, "autoencoder": Autoencoder,
-}  # fmt: skip
+    "resnet": ResNetEncoderDecoder,
+    "segnet": SegNet,
+    "unet": UNet,
+    "text_to_image": TextToImage,
+    "super_resolution": SuperResolution,
+    "autoencoder": Autoencoder,
+}
 
 
 def build(name: str, **options) -> nn.Module:

@@ -89,9 +89,7 @@ class ResBlock(nn.Module):
         self.scale_shift = nn.Linear(embedding_dim, 2 * out_channels) if embedding_dim else None
         self.norm2 = group_norm(out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.carry = (
-            nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
-        )
+        self.carry = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
         nn.init.zeros_(self.conv2.weight)
         nn.init.zeros_(self.conv2.bias)
 
@@ -189,7 +187,9 @@ def without(net: nn.Module, layers: Sequence[str]) -> nn.Module:
     optional = {name: layer for name, layer in net.named_modules() if isinstance(layer, ResBlock | SelfAttention)}
     for name in layers:
         if name not in optional:
-            raise ValueError(f"the network cannot do without {name!r}: choose out of {', '.join(optional) or 'nothing'}")
+            raise ValueError(
+                f"the network cannot do without {name!r}: choose out of {', '.join(optional) or 'nothing'}"
+            )
         optional[name].skipped = True
     return net
 
@@ -232,10 +232,10 @@ class Upsample(nn.ConvTranspose2d):
 def upsample(kind: str, in_channels: int, out_channels: int) -> nn.Module:
     """A layer that doubles height and width, (N, C, H, W) to (N, C', 2H, 2W), of one of four kinds:
 
-        "transposed"      `Upsample`: transposed convolution, kernel 4
-        "transposed_k3"   the same with kernel 3, which prints a checkerboard: for comparison
-        "nearest"         each pixel repeated 2×2, then a 3×3 convolution (Odena et al. 2016)
-        "pixel_shuffle"   a 3×3 convolution to 4·C' channels, folded out (Shi et al. 2016, 1609.05158)
+    "transposed"      `Upsample`: transposed convolution, kernel 4
+    "transposed_k3"   the same with kernel 3, which prints a checkerboard: for comparison
+    "nearest"         each pixel repeated 2×2, then a 3×3 convolution (Odena et al. 2016)
+    "pixel_shuffle"   a 3×3 convolution to 4·C' channels, folded out (Shi et al. 2016, 1609.05158)
     """
     if kind == "transposed":
         return Upsample(in_channels, out_channels)

@@ -11,9 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_utils.networks.blocks import (
-    Downsample, PoolDown, ResBlock, SelfAttention, SkipUp, TimestepEmbedding, check_attention, check_size,
+    Downsample,
+    PoolDown,
+    ResBlock,
+    SelfAttention,
+    SkipUp,
+    TimestepEmbedding,
+    check_attention,
+    check_size,
     group_norm,
-)  # fmt: skip
+)
 from diffusion_utils.networks.blocks import upsample as make_upsample
 
 SKIPS = ("none", "indices", "add", "concat")

@@ -166,9 +166,15 @@ class TextToImage(nn.Module):
     """
 
     def __init__(
-        self, words: Sequence[str], length: int, net: dict, pooled: bool = True, cross_attention: bool = True,
-        text_dim: int = 64, text_depth: int = 2,
-    ):  # fmt: skip
+        self,
+        words: Sequence[str],
+        length: int,
+        net: dict,
+        pooled: bool = True,
+        cross_attention: bool = True,
+        text_dim: int = 64,
+        text_depth: int = 2,
+    ):
         super().__init__()
         from diffusion_utils.networks import build  # which lists this class among the others
 

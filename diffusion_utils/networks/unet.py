@@ -9,9 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_utils.networks.blocks import (
-    Downsample, ResBlock, SelfAttention, TimestepEmbedding, check_attention, check_size, group_norm,
+    Downsample,
+    ResBlock,
+    SelfAttention,
+    TimestepEmbedding,
+    check_attention,
+    check_size,
+    group_norm,
     upsample,
-)  # fmt: skip
+)
 
 
 class UNet(nn.Module):

@@ -15,6 +15,14 @@ from diffusion_utils.plotting.drawings import network_drawing
 from diffusion_utils.plotting.pictures import picture_grid, save_grid, show_grid, strip
 
 __all__ = [
-    "curves", "dots", "loss_curves", "network_drawing", "picture_grid", "points", "save_grid",
-    "schedule_curves", "show_grid", "strip",
-]  # fmt: skip
+    "curves",
+    "dots",
+    "loss_curves",
+    "network_drawing",
+    "picture_grid",
+    "points",
+    "save_grid",
+    "schedule_curves",
+    "show_grid",
+    "strip",
+]

@@ -8,8 +8,16 @@ import numpy as np
 from torch import Tensor
 
 from diffusion_utils.plotting.style import (
-    COLOURS, FONT_SIZE, WIDTH, described, line_figure, listed, not_empty, numbers, style,
-)  # fmt: skip
+    COLOURS,
+    FONT_SIZE,
+    WIDTH,
+    described,
+    line_figure,
+    listed,
+    not_empty,
+    numbers,
+    style,
+)
 from diffusion_utils.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -31,7 +39,11 @@ def schedule_curves(schedules: Mapping[str, Schedule]) -> "Figure":
         panels[1].set(title="signal-to-noise ratio", xlabel="t / T", ylabel="log₁₀ SNR")
         panels[2].set(title="noise added per step", xlabel="t / T", ylabel="β", yscale="log")
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
-    return described(figure, f"Three charts against t / T, for {listed(schedules)}: share of signal left, signal-to-noise ratio, noise added per step")
+    return described(
+        figure,
+        f"Three charts against t / T, for {listed(schedules)}: share of signal left, signal-to-noise ratio, "
+        "noise added per step",
+    )
 
 
 def loss_curves(
@@ -67,9 +79,15 @@ def loss_curves(
 
 
 def curves(
-    x: Sequence[float] | Tensor, lines: Mapping[str, Sequence[float] | Tensor],
-    xlabel: str, ylabel: str, logx: bool = False, logy: bool = False,
-    floor: float | None = None, floor_label: str = "floor", title: str = "",
+    x: Sequence[float] | Tensor,
+    lines: Mapping[str, Sequence[float] | Tensor],
+    xlabel: str,
+    ylabel: str,
+    logx: bool = False,
+    logy: bool = False,
+    floor: float | None = None,
+    floor_label: str = "floor",
+    title: str = "",
 ) -> "Figure":
     """Named lines over a common x, as for the error per timestep.
 
@@ -93,8 +111,13 @@ def curves(
             axes.plot(x, y, label=name, linestyle=dashes, marker="o" if len(x) <= 20 else "")
         if floor is not None:
             axes.axhline(floor, color="0.35", linestyle=(0, (1, 1)), linewidth=1.2, label=floor_label)
-        axes.set(xlabel=xlabel, ylabel=ylabel, title=title,
-                 xscale="log" if logx else "linear", yscale="log" if logy else "linear")
+        axes.set(
+            xlabel=xlabel,
+            ylabel=ylabel,
+            title=title,
+            xscale="log" if logx else "linear",
+            yscale="log" if logy else "linear",
+        )
         if logx and len(x) <= 10:  # few measured points: name them rather than the powers of ten
             axes.set_xticks(x, [f"{value:g}" for value in x])
             axes.set_xticks([], minor=True)
@@ -103,9 +126,14 @@ def curves(
 
 
 def points(
-    groups: Mapping[str, Sequence[tuple[float, float, str]]], xlabel: str, ylabel: str,
-    logx: bool = False, logy: bool = False, floor: float | None = None, floor_label: str = "floor",
-) -> "Figure":  # fmt: skip
+    groups: Mapping[str, Sequence[tuple[float, float, str]]],
+    xlabel: str,
+    ylabel: str,
+    logx: bool = False,
+    logy: bool = False,
+    floor: float | None = None,
+    floor_label: str = "floor",
+) -> "Figure":
     """Named points, such as parameters against quality; each group has its colour and marker.
 
     Args:
@@ -118,8 +146,9 @@ def points(
             x, y = (numbers([point[i] for point in group]) for i in (0, 1))
             (line,) = axes.plot(x, y, marker=marker, linewidth=0.8, label=name)
             for x, y, label in group:
-                axes.annotate(label, (x, y), (4, 4), textcoords="offset points",
-                              fontsize=FONT_SIZE - 2, color=line.get_color())
+                axes.annotate(
+                    label, (x, y), (4, 4), textcoords="offset points", fontsize=FONT_SIZE - 2, color=line.get_color()
+                )
         if floor is not None:
             axes.axhline(floor, color="0.35", linestyle=(0, (1, 1)), linewidth=1.2, label=floor_label)
         axes.set(xlabel=xlabel, ylabel=ylabel, xscale="log" if logx else "linear", yscale="log" if logy else "linear")
@@ -131,9 +160,13 @@ def points(
 
 
 def dots(
-    rows: Mapping[str, Sequence[float]], xlabel: str, logx: bool = False,
-    floor: float | None = None, floor_label: str = "floor", reference: float | None = None,
-) -> "Figure":  # fmt: skip
+    rows: Mapping[str, Sequence[float]],
+    xlabel: str,
+    logx: bool = False,
+    floor: float | None = None,
+    floor_label: str = "floor",
+    reference: float | None = None,
+) -> "Figure":
     """One line per named row, a dot for each of its values (seeds): a ladder of changes, top down.
 
     Args:

@@ -21,9 +21,17 @@ def network_drawing(stages: Sequence, shape: tuple[int, int, int] = (3, 64, 64))
     boxes = [("input", "", tuple(shape), 0)] + [s for s in stages if len(s[2]) == 3]
     if len(boxes) < 2:
         raise ValueError("no stages to draw: pass networks.stages(net, shape)")
-    fill = {"encoder": COLOURS[5], "down": COLOURS[5], "pool": COLOURS[5],
-            "decoder": COLOURS[4], "up": COLOURS[4], "unpool": COLOURS[4],
-            "input": "0.85", "head": "0.85", "stem": "0.85"}  # fmt: skip
+    fill = {
+        "encoder": COLOURS[5],
+        "down": COLOURS[5],
+        "pool": COLOURS[5],
+        "decoder": COLOURS[4],
+        "up": COLOURS[4],
+        "unpool": COLOURS[4],
+        "input": "0.85",
+        "head": "0.85",
+        "stem": "0.85",
+    }
     places = []  # middle and top of each box
     with style() as plt:
         figure, axes = plt.subplots(figsize=(WIDTH, 2.9), layout="constrained")
@@ -32,22 +40,46 @@ def network_drawing(stages: Sequence, shape: tuple[int, int, int] = (3, 64, 64))
         for part, kind, (channels, height, width), _ in boxes:
             wide = 0.5 + channels**0.5 / 6
             tall = height / shape[1] * 6
-            axes.add_patch(
-                plt.Rectangle((x, -tall / 2), wide, tall, facecolor=fill.get(part, "0.7"), edgecolor="0.25")
+            axes.add_patch(plt.Rectangle((x, -tall / 2), wide, tall, facecolor=fill.get(part, "0.7"), edgecolor="0.25"))
+            axes.text(
+                x + wide / 2,
+                0,
+                f"{channels}",
+                ha="center",
+                va="center",
+                color="black",
+                rotation=90 if tall > wide else 0,
             )
-            axes.text(x + wide / 2, 0, f"{channels}", ha="center", va="center", color="black",
-                      rotation=90 if tall > wide else 0)
-            axes.text(x + wide / 2, tall / 2 + 0.15, f"{height}²" if height == width else f"{height}×{width}",
-                      ha="center", va="bottom", color="black", fontsize=FONT_SIZE - 1)
+            axes.text(
+                x + wide / 2,
+                tall / 2 + 0.15,
+                f"{height}²" if height == width else f"{height}×{width}",
+                ha="center",
+                va="bottom",
+                color="black",
+                fontsize=FONT_SIZE - 1,
+            )
             label = part if part in ("input", "stem", "head") else kind.split(" + ")[0]
-            axes.text(x + wide / 2, -3.3, label, ha="right", va="top", rotation=40,
-                      rotation_mode="anchor", color="black", fontsize=FONT_SIZE - 1)
+            axes.text(
+                x + wide / 2,
+                -3.3,
+                label,
+                ha="right",
+                va="top",
+                rotation=40,
+                rotation_mode="anchor",
+                color="black",
+                fontsize=FONT_SIZE - 1,
+            )
             places.append((x + wide / 2, tall / 2))
             x += wide + 0.45
         for start, end in _skips(boxes):
-            axes.annotate("", (places[end][0], places[end][1] + 0.6), (places[start][0], places[start][1] + 0.6),
-                          arrowprops={"arrowstyle": "->", "color": "0.45", "lw": 0.8,
-                                      "connectionstyle": "arc3,rad=-0.15"})  # fmt: skip
+            axes.annotate(
+                "",
+                (places[end][0], places[end][1] + 0.6),
+                (places[start][0], places[start][1] + 0.6),
+                arrowprops={"arrowstyle": "->", "color": "0.45", "lw": 0.8, "connectionstyle": "arc3,rad=-0.15"},
+            )
         axes.set(xlim=(-0.8, x), ylim=(-5.2, 6 if _skips(boxes) else 3.9))
         axes.set_axis_off()
     first, *_, last = sizes = ["×".join(map(str, size)) for _, _, size, _ in boxes]

@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 LARGEST_CELL = 1.7  # inches; a few small pictures are not blown up to the full width
 
 
-def picture_grid(
-    images: Tensor, columns: int = 8, aspect: float = 4 / 3, scale: float = 1.0
-) -> np.ndarray:
+def picture_grid(images: Tensor, columns: int = 8, aspect: float = 4 / 3, scale: float = 1.0) -> np.ndarray:
     """A batch as one picture, row by row, on white.
 
     Args:
@@ -44,9 +42,7 @@ def picture_grid(
     return _tile(images, _columns(columns, images), aspect, scale)[0]
 
 
-def save_grid(
-    images: Tensor, path: str | Path, columns: int = 8, aspect: float = 4 / 3, scale: float = 2
-) -> None:
+def save_grid(images: Tensor, path: str | Path, columns: int = 8, aspect: float = 4 / 3, scale: float = 2) -> None:
     """Write `picture_grid(images, …)` to `path`, whole or not at all; makes its folder.
 
     As JPEG where the name ends in .jpg or .jpeg, a seventh of the size and hardly to be told from it;
@@ -59,8 +55,12 @@ def save_grid(
 
 
 def show_grid(
-    images: Tensor, columns: int = 8, titles: Sequence[str] | None = None, title: str | None = None,
-    aspect: float = 4 / 3, width: float | None = None,
+    images: Tensor,
+    columns: int = 8,
+    titles: Sequence[str] | None = None,
+    title: str | None = None,
+    aspect: float = 4 / 3,
+    width: float | None = None,
 ) -> "Figure":
     """A batch as a figure.
 
@@ -82,16 +82,27 @@ def show_grid(
     half = axes.get_ylim()[0] - y[-1]  # of a picture's height
     for index, text in enumerate(texts if lines else ()):
         row, column = divmod(index, columns)
-        axes.annotate(text, (x[column], y[row] - half), (0, 4), textcoords="offset points",
-                      ha="center", va="bottom", fontsize=FONT_SIZE, color="black")
+        axes.annotate(
+            text,
+            (x[column], y[row] - half),
+            (0, 4),
+            textcoords="offset points",
+            ha="center",
+            va="bottom",
+            fontsize=FONT_SIZE,
+            color="black",
+        )
     told = f": {listed(titles)}" if lines else ""
     return described(figure, f"{len(images)} pictures, {columns} in a row{title and f', {title}' or ''}{told}")
 
 
 def strip(
-    rows: Sequence[Tensor | Sequence[Tensor]], column_labels: Sequence[str],
-    row_labels: Sequence[str] | None = None, title: str | None = None,
-    aspect: float = 4 / 3, width: float | None = None,
+    rows: Sequence[Tensor | Sequence[Tensor]],
+    column_labels: Sequence[str],
+    row_labels: Sequence[str] | None = None,
+    title: str | None = None,
+    aspect: float = 4 / 3,
+    width: float | None = None,
 ) -> "Figure":
     """Pictures in rows under labelled columns: a forward process, a reverse process, a comparison.
 
@@ -127,7 +138,11 @@ def strip(
     axes.set_xticks(x, column_labels)
     axes.set_yticks(y if row_labels else [], row_labels)
     axes.tick_params(length=0, pad=4, labelsize=FONT_SIZE, labelcolor="black")
-    down = f"{len(rows)} rows of pictures: {listed(row_labels)}" if row_labels else f"Pictures in {len(rows)} row{'s'[: len(rows) > 1]}"
+    down = (
+        f"{len(rows)} rows of pictures: {listed(row_labels)}"
+        if row_labels
+        else f"Pictures in {len(rows)} row{'s'[: len(rows) > 1]}"
+    )
     return described(figure, f"{down}; from left to right {listed(column_labels)}{title and f'; {title}' or ''}")
 
 
@@ -171,8 +186,14 @@ def _tile(
 
 
 def _picture_figure(
-    images: Tensor, columns: int, aspect: float, width: float, title: str | None,
-    band: float = 0, left: float = 0, top: float = 0,
+    images: Tensor,
+    columns: int,
+    aspect: float,
+    width: float,
+    title: str | None,
+    band: float = 0,
+    left: float = 0,
+    top: float = 0,
 ) -> "tuple[Figure, Axes, np.ndarray, np.ndarray]":
     """uint8 pictures, pixel for pixel, `width` inches wide, with more inches of room for labels.
 

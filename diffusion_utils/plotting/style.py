@@ -27,10 +27,19 @@ def style() -> Iterator:
     import matplotlib.pyplot as plt  # here, so that the command line need not wait for it
 
     ours = {
-        "figure.dpi": DPI, "savefig.dpi": DPI, "font.size": FONT_SIZE, "lines.linewidth": 1.8,
-        "axes.titlesize": FONT_SIZE + 1, "figure.titlesize": FONT_SIZE + 2, "lines.markersize": 4,
-        "axes.prop_cycle": plt.cycler(color=COLOURS), "axes.grid": True, "grid.color": "0.9",
-        "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
+        "figure.dpi": DPI,
+        "savefig.dpi": DPI,
+        "font.size": FONT_SIZE,
+        "lines.linewidth": 1.8,
+        "axes.titlesize": FONT_SIZE + 1,
+        "figure.titlesize": FONT_SIZE + 2,
+        "lines.markersize": 4,
+        "axes.prop_cycle": plt.cycler(color=COLOURS),
+        "axes.grid": True,
+        "grid.color": "0.9",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "legend.frameon": False,
     }
     with plt.style.context(["default", ours]):
         yield plt
