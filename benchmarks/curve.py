@@ -1,6 +1,6 @@
 """Quality against images seen: draw from every snapshot of a run and compare with held-out cars.
 
-    python -m diffusion_utils.train --data stanford_cars … --snapshot-images 250000 --out runs/cars
+    python -m diffusion_utils train --data stanford_cars … --snapshot-images 250000 --out runs/cars
     STANFORD_CARS_ROOT=… python benchmarks/curve.py runs/cars
     STANFORD_CARS_ROOT=… python benchmarks/curve.py runs/cars --only 1000000 --guidance-scale 2 \\
         --guide runs/cars/snapshots/weights_000500000.safetensors
@@ -13,42 +13,40 @@ weights of one measured row go into the package under that name (and those of it
 with what was measured on their card and its way of drawing as the advice.
 """
 
-import argparse
 import json
 import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import tyro
 from tqdm import tqdm
 
-from diffusion_utils import drawing, pretrained
-from diffusion_utils.datasets import load_data
+from diffusion_utils import pipeline, pretrained
+from diffusion_utils.commands.sample import DEVICE
+from diffusion_utils.data import sets
 from diffusion_utils.evaluation import Reference
-from diffusion_utils.files import write_atomically
+from diffusion_utils.files import write_json
+from diffusion_utils.pipeline import AS_ADVISED, DEFAULT, Drawing
 
 RESULTS = Path(__file__).parent / "results"
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="the run's folder")
-    parser.add_argument(
-        "--only",
-        type=int,
-        nargs="+",
-        metavar="IMAGES",
-        help="these snapshots, by the number in their name: the pictures of this run alone, without those of what "
-        "it began with; default: all",
-    )
-    parser.add_argument(
-        "--count", type=int, default=748, help="how many pictures to draw; default: as many as held out"
-    )
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--ship", metavar="NAME", help="put this one snapshot's weights into the package")
-    drawing.add_arguments(parser, weights=False)
-    return parser.parse_args(arguments)
+@dataclass
+class Options:
+    run: tyro.conf.Positional[Path]  # The run's folder.
+    # These snapshots, by the number in their name: the pictures of this run alone, without those of what it began
+    # with; default: all.
+    only: tuple[int, ...] | None = None
+    drawing: Drawing = AS_ADVISED  # How to draw; what is left out is as the card advises.
+    condition: str | None = None  # As for the command sample.
+    seed: int = 0  # Of the first picture; the next has the next seed.
+    count: int = 748  # How many pictures to draw; default: as many as held out.
+    results: Path = RESULTS
+    ship: str | None = None  # Put this one snapshot's weights into the package, under this name.
+    device: str = DEVICE
 
 
-def snapshots(run: Path, only: list[int] | None) -> list[Path]:
+def snapshots(run: Path, only: tuple[int, ...] | None) -> list[Path]:
     """The run's snapshots in the order of training."""
     found = sorted((run / "snapshots").glob("weights_*.safetensors"))
     chosen = [path for path in found if only is None or int(path.stem.split("_")[1]) in only]
@@ -59,7 +57,7 @@ def snapshots(run: Path, only: list[int] | None) -> list[Path]:
 
 def ship(name: str, path: Path, row: dict, guide: str | None, folder: Path = pretrained.FOLDER) -> Path:
     """Put a measured snapshot, in half precision, among the weights that come with the package."""
-    advice = {key: row[key] for key in drawing.DEFAULTS}
+    advice = {key: row[key] for key in asdict(DEFAULT) if row.get(key) is not None}
     measured = {key: row[key] for key in ("condition", "extractor", "counts", "generated", "floor")}
     if guide:
         advice["guide"] = f"{name}-guide"
@@ -72,37 +70,36 @@ def ship(name: str, path: Path, row: dict, guide: str | None, folder: Path = pre
 
 
 def main(arguments: list[str] | None = None) -> None:
-    args = parse(arguments)
+    args = tyro.cli(Options, args=arguments, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
     out = args.results / f"curve-{args.run.name}.json"
     rows = json.loads(out.read_bytes()) if out.exists() else []
     reference, paths = None, snapshots(args.run, args.only)
     if args.ship and len(paths) != 1:
         raise ValueError("--ship takes one snapshot: name it in --only")
     for path in tqdm(paths, file=sys.stdout):
-        args.weights, seeds = str(path), range(args.seed, args.seed + args.count)
-        card, how = pretrained.card(path), drawing.settings(args)
+        pipe = pipeline.load(str(path), args.device)
+        card, how = pipe.card, pipe.settled(args.condition, **vars(args.drawing))
+        guide = None if how.guide == "none" else how.guide
         asked = {
             "images_seen": card["images_seen"],
-            **how,
-            "guide": how["guide"] and "/".join(Path(how["guide"]).parts[-3:]),
+            **{key: list(value) if isinstance(value, tuple) else value for key, value in asdict(how).items()},
+            "guide": guide and "/".join(Path(guide).parts[-3:]),
             "condition": args.condition,
             "seed": args.seed,
             "count": args.count,
         }
-        same = [
-            row for row in rows if all(row.get(key, drawing.DEFAULTS.get(key)) == value for key, value in asked.items())
-        ]
+        before = asdict(DEFAULT)  # what rows of earlier versions do not say
+        same = [row for row in rows if all(row.get(key, before.get(key)) == value for key, value in asked.items())]
         if args.ship:
             if not same:
                 raise ValueError(f"{path} was not measured like that yet: run the same command without --ship first")
-            tqdm.write(str(ship(args.ship, path, same[0], how["guide"])))
+            tqdm.write(str(ship(args.ship, path, same[0], guide)))
         if same:
             continue
         if reference is None:
-            train, held_out, _ = load_data("stanford_cars", card["size"])
-            reference = Reference(train, held_out)
-        denoiser = drawing.load(args.weights, seeds, args.condition, how, args.device)
-        pictures = drawing.draw(denoiser, seeds, card["size"], how["sampler"], how["steps"], args.device)
+            real = sets.load("stanford_cars", card["size"])
+            reference = Reference(real.images, real.held_out)
+        pictures = pipe(range(args.seed, args.seed + args.count), args.condition, **vars(args.drawing))
         errors = "held_out_error_of_x0_as_share_of_variance"
         rows.append(
             {
@@ -115,8 +112,7 @@ def main(arguments: list[str] | None = None) -> None:
                 **reference.evaluate(pictures),
             }
         )
-        text = json.dumps(rows, indent=2, ensure_ascii=False) + "\n"
-        write_atomically(out, lambda file, text=text: file.write_text(text, encoding="utf-8"))
+        write_json(out, rows)
         tqdm.write(f"{card['images_seen']:,} images: KID {rows[-1]['generated']['kid']}")
 
 

@@ -9,37 +9,57 @@ random weights: how long a network takes does not depend on what it knows.  Writ
 benchmarks/results/drawing_speed.json.
 """
 
-import argparse
-import json
 import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 
 import peers
 import torch
+import tyro
 
-from diffusion_utils import drawing, networks, pretrained
-from diffusion_utils.files import write_atomically
+from diffusion_utils import networks, pipeline, pretrained
+from diffusion_utils.commands.sample import DEVICE, Weights
+from diffusion_utils.data import to_uint8
+from diffusion_utils.files import write_json
 from diffusion_utils.guidance import Guided
+from diffusion_utils.pipeline import AS_ADVISED, Drawing, Pipeline
 from diffusion_utils.prediction import Denoiser
+from diffusion_utils.sampling import sample
 
 RESULT = Path(__file__).parent / "results" / "drawing_speed.json"
 SEEDS = range(16)
 
 
-def work(
-    denoiser: Denoiser | Guided, size: int, sampler: str, steps: int, device: str, bf16: bool = False
-) -> Callable[[], None]:
-    """A function that draws 16 pictures."""
+@dataclass
+class Options:
+    weights: Weights
+    drawing: Drawing = AS_ADVISED  # How to draw; what is left out is as the card advises.
+    condition: str | None = None  # As for the command sample.
+    prompt: str | None = None  # The same in words, for weights that take words.
+    student: str | None = None  # Weights of a few-step student.
+    peers: bool = False  # Time the peers' networks, too.
+    rounds: int = 5
+    out: Path = RESULT
+    device: str = DEVICE
+
+
+def work(denoiser: Denoiser | Guided, pipe: Pipeline, how: Drawing, bf16: bool = False) -> Callable[[], None]:
+    """A function that draws 16 pictures as the pipeline does, by a denoiser that is ready."""
+    device, encoder, size = torch.device(pipe.device).type, pipe.denoiser.autoencoder, pipe.size
+    shape = (3, size, size) if encoder is None else encoder.latent_shape(size, size)
+    options = {"shape": shape, "device": pipe.device, "clip_sample": encoder is None}
+    asked = {name: getattr(how, name) for name in ("sampler", "steps", "eta", "timestep_spacing", "clip_sample")}
+    options |= {name: value for name, value in asked.items() if value is not None}
 
     def run():
-        with torch.autocast(torch.device(device).type, torch.bfloat16) if bf16 else nullcontext():
-            drawing.draw(denoiser, SEEDS, size, sampler, steps, device)
-        if torch.device(device).type == "cuda":
+        with torch.autocast(device, torch.bfloat16) if bf16 else nullcontext():
+            drawn = sample(denoiser, SEEDS, **options)
+            to_uint8(drawn if encoder is None else encoder.from_latents(drawn)).cpu()
+        if device == "cuda":
             torch.cuda.synchronize()
 
     return run
@@ -54,36 +74,29 @@ def compiled(denoiser: Denoiser | Guided) -> Denoiser | Guided:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    drawing.add_arguments(parser)
-    parser.add_argument("--student", help="weights of a few-step student")
-    parser.add_argument("--peers", action="store_true", help="time the peers' networks, too")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=RESULT)
-    args = parser.parse_args(arguments)
-    card, how, device = pretrained.card(args.weights), drawing.settings(args), args.device
-    size, steps, sampler = card["size"], how["steps"], how["sampler"]
-    denoiser = drawing.load(args.weights, SEEDS, args.condition, how, device)
-    alone = pretrained.load(args.weights, device)
+    args = tyro.cli(Options, args=arguments, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
+    pipe = pipeline.load(args.weights, args.device)
+    how, alone = pipe.settled(args.condition, **vars(args.drawing)), pipe.denoiser
+    denoiser = pipe.guided(SEEDS, args.condition, args.prompt, **vars(args.drawing))
     ways = {
-        "as advised": (work(denoiser, size, sampler, steps, device), alone.net, steps),
-        "bf16": (work(denoiser, size, sampler, steps, device, bf16=True), alone.net, steps),
-        "compiled": (work(compiled(denoiser), size, sampler, steps, device), alone.net, steps),
-        "not guided": (work(alone, size, sampler, steps, device), alone.net, steps),
+        "as advised": (work(denoiser, pipe, how), alone.net, how.steps),
+        "bf16": (work(denoiser, pipe, how, bf16=True), alone.net, how.steps),
+        "compiled": (work(compiled(denoiser), pipe, how), alone.net, how.steps),
+        "not guided": (work(alone, pipe, how), alone.net, how.steps),
     }
     for divisor in (2, 4):
-        fewer = max(1, steps // divisor)
-        ways[f"{fewer} steps"] = (work(denoiser, size, sampler, fewer, device), alone.net, fewer)
+        fewer = max(1, how.steps // divisor)
+        ways[f"{fewer} steps"] = (work(denoiser, pipe, replace(how, steps=fewer)), alone.net, fewer)
     if args.student:
-        student = pretrained.load(args.student, device)
+        student = pipeline.load(args.student, args.device)
         for few in (1, 2, 4):
-            ways[f"student, {few}"] = (work(student, size, "consistency", few, device), student.net, few)
+            fast = Drawing("consistency", few)
+            ways[f"student, {few}"] = (work(student.denoiser, student, fast), student.denoiser.net, few)
     if args.peers:
         for name, peer in peers.PEERS.items():
             if name != "ours":
-                net = peer.build(size).eval().to(device)
-                other = Denoiser(net, peer.schedule(), peer.prediction_type)
-                ways[name] = (work(other, size, sampler, steps, device), net, steps)
+                other = Denoiser(peer.build(pipe.size).eval().to(args.device), peer.schedule(), peer.prediction_type)
+                ways[name] = (work(other, Pipeline(other, pipe.card, device=args.device), how), other.net, how.steps)
     seconds = {name: [] for name in ways}
     for run, _, _ in ways.values():
         run()  # memory, kernels, compilation
@@ -95,8 +108,8 @@ def main(arguments: list[str] | None = None) -> None:
     first = seconds["as advised"]
     results = {
         "weights": args.weights,
-        **how,
-        "size": size,
+        **asdict(how),
+        "size": pipe.size,
         "pictures": len(SEEDS),
         "threads": torch.get_num_threads(),
         **pretrained.machine(),
@@ -112,8 +125,7 @@ def main(arguments: list[str] | None = None) -> None:
             "ratio": round(ratio, 3),
         }
         print(f"{name:28}  {networks.count_parameters(net):10,}  {taken:5}  {median(seconds[name]):7.2f}  {ratio:5.2f}")
-    text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
-    write_atomically(args.out, lambda path: path.write_text(text, encoding="utf-8"))
+    write_json(args.out, results)
 
 
 if __name__ == "__main__":

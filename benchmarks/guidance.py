@@ -11,14 +11,16 @@ import argparse
 import json
 import sys
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from tqdm import tqdm
 
-from diffusion_utils import drawing, pretrained
-from diffusion_utils.datasets import load_data
+from diffusion_utils import pipeline, pretrained
+from diffusion_utils.data import sets
 from diffusion_utils.evaluation import Reference
-from diffusion_utils.files import write_atomically
+from diffusion_utils.files import write_json
+from diffusion_utils.pipeline import DEFAULT, Drawing
 
 COUNT = 256
 RESULTS = Path(__file__).parent / "results"
@@ -61,24 +63,22 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--count", type=int, default=COUNT)
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args(arguments)
-    card = pretrained.card(args.weights)
+    pipe = replace(pipeline.load(args.weights), drawing=DEFAULT)
     ways = WAYS | ({name: {**way, "guide": args.guide} for name, way in AUTOGUIDANCE.items()} if args.guide else {})
-    train, held_out, description = load_data(args.data, card["size"])
-    reference = Reference(train, held_out)
+    real, images_seen = sets.load(args.data, pipe.size), pipe.card["images_seen"]
+    reference = Reference(real.images, real.held_out)
     path = args.results / f"guidance-{Path(args.weights).stem}.json"
     rows = json.loads(path.read_bytes()) if path.exists() else []
-    done = {row["way"] for row in rows if row["images_seen"] == card["images_seen"] and row["count"] == args.count}
+    done = {row["way"] for row in rows if row["images_seen"] == images_seen and row["count"] == args.count}
     for name in tqdm([name for name in ways if name not in done], file=sys.stdout):
-        how, seeds = {**drawing.DEFAULTS, **ways[name]}, range(args.count)
-        denoiser = drawing.load(args.weights, seeds, how=how)
-        started = time.perf_counter()
-        pictures = drawing.draw(denoiser, seeds, card["size"], how["sampler"], how["steps"])
+        how, started = asdict(Drawing(**ways[name]).over(DEFAULT)), time.perf_counter()
+        pictures = pipe(range(args.count), **ways[name])
         rows.append(
             {
                 "way": name,
                 "weights": args.weights,
-                "images_seen": card["images_seen"],
-                "data": description,
+                "images_seen": images_seen,
+                "data": real.description,
                 **how,
                 "guide": how["guide"] and "/".join(Path(how["guide"]).parts[-3:]),
                 "count": args.count,
@@ -87,8 +87,7 @@ def main(arguments: list[str] | None = None) -> None:
                 **reference.evaluate(pictures),
             }
         )
-        text = json.dumps(rows, indent=2, ensure_ascii=False) + "\n"
-        write_atomically(path, lambda file, text=text: file.write_text(text, encoding="utf-8"))
+        write_json(path, rows)
         tqdm.write(f"{name}: KID × 1000 {1000 * rows[-1]['generated']['kid']:.0f}")
 
 

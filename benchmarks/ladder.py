@@ -21,16 +21,13 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from diffusion_utils import networks, pretrained
-from diffusion_utils.config import TrainConfig
+from diffusion_utils import networks, pipeline, pretrained
 from diffusion_utils.data import root_mean_square, stanford_cars
-from diffusion_utils.datasets import NON_COMMERCIAL
-from diffusion_utils.drawing import draw
+from diffusion_utils.data.sets import NON_COMMERCIAL
 from diffusion_utils.evaluation import Reference, error_per_timestep
-from diffusion_utils.files import write_atomically
-from diffusion_utils.networks import count_parameters
+from diffusion_utils.files import write_json
 from diffusion_utils.prediction import Denoiser
-from diffusion_utils.training import load_checkpoint, train
+from diffusion_utils.training import TrainConfig, load_checkpoint, train
 
 SIZE, IMAGES, BATCH = 32, 76_800, 64
 TIMESTEPS = (49, 99, 199, 299, 399, 499, 599, 699, 799, 899, 949)  # where the error of x̂₀ is measured
@@ -142,15 +139,10 @@ def train_row(name: str, seed: int, folder: Path) -> None:
     if record.stopped:
         sys.exit("stopped and saved; the same command goes on")
     card = {
-        "network": config.network,
-        "prediction_type": config.prediction_type,
-        "sigma_data": config.sigma_data,
-        "schedule": config.schedule,
-        "num_train_timesteps": config.num_train_timesteps,
-        "zero_terminal_snr": config.zero_terminal_snr,
+        **{option: getattr(config, option) for option in (*pretrained.NEEDED, "sigma_data")},
         "size": SIZE,
-        "parameters": count_parameters(record.denoiser.net),
-        "macs": pretrained.count_macs(record.denoiser.net, (3, SIZE, SIZE)),
+        "parameters": networks.count_parameters(record.denoiser.net),
+        "macs": networks.count_macs(record.denoiser.net, (3, SIZE, SIZE)),
         "images_seen": record.images,
         "steps": record.step,
         "seconds": round(record.seconds),
@@ -169,15 +161,15 @@ def train_row(name: str, seed: int, folder: Path) -> None:
 def measure_row(name: str, seed: int, folder: Path, reference: Reference) -> dict:
     """Error per noise level on held-out cars, and `COUNT` drawn pictures against real ones."""
     weights = folder / ("last_weights.safetensors" if name in SAME_RUN else "weights.safetensors")
-    about, card, denoiser = ROWS[name], pretrained.card(weights), pretrained.load(weights)
-    errors = error_per_timestep(denoiser, reference.held_out, TIMESTEPS)
-    drawn = draw(denoiser, range(COUNT), SIZE, SAMPLER, STEPS, "cpu")
+    about, pipe = ROWS[name], pipeline.load(weights)
+    errors = error_per_timestep(pipe.denoiser, reference.held_out, TIMESTEPS)
+    drawn = pipe(range(COUNT), sampler=SAMPLER, steps=STEPS)
     return {
         "row": name,
         "seed": seed,
         "about": about["about"],
         "frame": about["frame"],
-        **card,
+        **pipe.card,
         "data": f"Stanford Cars train, {reference.num_train} at {SIZE}×{SIZE}",
         "licence": NON_COMMERCIAL,
         "held_out_error_of_x0_as_share_of_variance": {f"t={t}": round(e, 4) for t, e in zip(TIMESTEPS, errors)},
@@ -245,8 +237,7 @@ def main(arguments: list[str] | None = None) -> None:
             cars = pictures(frame)
             references[frame] = Reference(cars.part(held_out=False).images, cars.part(held_out=True).images)
         measured = measure_row(name, seed, folder, references[frame])
-        text = json.dumps(measured, indent=2, ensure_ascii=False) + "\n"
-        write_atomically(result, lambda path, text=text: path.write_text(text, encoding="utf-8"))
+        write_json(result, measured)
         print(f"{name} seed {seed}: KID {measured['generated']['kid']}, floor {measured['floor']['kid']}", flush=True)
         lock.close()
 

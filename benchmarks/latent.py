@@ -17,6 +17,7 @@ import argparse
 import json
 import sys
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
 
@@ -25,15 +26,16 @@ from prompts import cars_judge, draw, name_of
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffusion_utils import drawing, networks, pretrained
+from diffusion_utils import networks, pipeline, pretrained
 from diffusion_utils.data import stanford_cars, to_float, to_uint8
 from diffusion_utils.evaluation import Reference, reconstruction_quality
-from diffusion_utils.files import write_atomically
+from diffusion_utils.files import write_json
 from diffusion_utils.networks.autoencoder import Autoencoder
 from diffusion_utils.networks.blocks import ResBlock
+from diffusion_utils.pipeline import DEFAULT, UNCONDITIONAL, Drawing
 
 RESULTS = Path(__file__).parent / "results"
-MIDDLE = {"guidance_scale": 3, "guide_described": False, "skip_layers": "middle"}
+MIDDLE = {"guidance_scale": 3, "guide_conditional": False, "skip_layers": "middle"}
 WAYS = {
     "not guided": {},
     "not guided, time shift 30": {"time_shift": 30},
@@ -55,11 +57,9 @@ def middle(net: nn.Module) -> list[str]:
 
 
 def setting(weights: str, way: str) -> dict:
-    """All that decides how weights draw, in one of the `WAYS`."""
-    how = {**drawing.DEFAULTS, **WAYS[way]}
-    if how["skip_layers"] == "middle":
-        how["skip_layers"] = middle(pretrained.load(weights).net)
-    return how
+    """How weights draw in one of the `WAYS`, where it differs from `DEFAULT`."""
+    how = WAYS[way]
+    return how | {"skip_layers": middle(pretrained.load(weights).net)} if "skip_layers" in how else how
 
 
 def cost(weights: str) -> dict:
@@ -98,9 +98,9 @@ def times(all_weights: list[str], rounds: int) -> dict:
     seconds = {weights: [] for weights in all_weights}
     for _ in range(rounds + 1):
         for weights, taken in seconds.items():
-            denoiser = pretrained.load(weights)
+            pipe = replace(pipeline.load(weights), drawing=DEFAULT)
             started = time.perf_counter()
-            drawing.draw(denoiser, range(16), pretrained.card(weights)["size"], "dpm_solver_pp", 20)
+            pipe(range(16), UNCONDITIONAL)
             taken.append(time.perf_counter() - started)
     first = seconds[all_weights[0]][1:]  # the first round warms up
     return {
@@ -116,11 +116,6 @@ def times(all_weights: list[str], rounds: int) -> dict:
             for weights, taken in seconds.items()
         },
     }
-
-
-def store(path: Path, found: dict) -> None:
-    text = json.dumps(found, indent=2, ensure_ascii=False) + "\n"
-    write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -146,7 +141,7 @@ def main(arguments: list[str] | None = None) -> None:
         )
     if args.speed:
         found = times(args.weights, args.rounds)
-        store(args.results / "latent-speed.json", found)
+        write_json(args.results / "latent-speed.json", found)
         for name, each in found["networks"].items():
             print(f"{name}: {each['seconds']:.2f} s, ratio {each['ratio']:.2f}")
         return
@@ -161,7 +156,7 @@ def main(arguments: list[str] | None = None) -> None:
             row = lost(net, train, held_out[: args.count], Reference(train, held_out))
             about = {"latent": list(net.latent_shape(size, size)), "images_seen": seen, "count": args.count}
             found["autoencoders"][name] = {**about, **row, **pretrained.machine()}
-            store(path, found)
+            write_json(path, found)
         row = found["autoencoders"][name]
         print(
             f"{name}: {row['psnr']} dB, SSIM {row['ssim']}, KID × 1000 {1000 * row['generated']['kid']:.1f}", flush=True
@@ -181,14 +176,14 @@ def main(arguments: list[str] | None = None) -> None:
                 "way": way,
                 "weights": name,
                 **about,
-                **how,
+                **asdict(Drawing(**how).over(DEFAULT)),
                 "count": len(texts),
                 **pretrained.machine(),
                 "real": real,
-                **judge(draw(weights, texts, how, size)),
+                **judge(draw(weights, texts, how)),
             }
             found["networks"].append(row)
-            store(path, found)
+            write_json(path, found)
             scores = row["generated"]
             shown = {key: round(scores[key], 3) for key in ("precision", "recall")}
             shown |= {key: row[key] for key in ("vivid colour", "body")}

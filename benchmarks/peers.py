@@ -27,7 +27,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -38,19 +38,19 @@ from torch import Tensor, nn
 from torch.optim import Adam, AdamW
 from torch.optim.swa_utils import AveragedModel
 
-from diffusion_utils import drawing, networks, pretrained
-from diffusion_utils.data import to_uint8
-from diffusion_utils.datasets import load_data
+from diffusion_utils import networks, pipeline, pretrained
+from diffusion_utils.data import sets, to_uint8
 from diffusion_utils.evaluation import Reference
-from diffusion_utils.files import write_atomically
-from diffusion_utils.memory import keep_freed_memory
-from diffusion_utils.optimizers import Muon
+from diffusion_utils.files import keep_freed_memory, write_json
+from diffusion_utils.networks.presets import PRESETS
 from diffusion_utils.plotting import save_grid
 from diffusion_utils.prediction import Denoiser, target
-from diffusion_utils.presets import PRESETS
 from diffusion_utils.sampling import sample
 from diffusion_utils.schedule import Schedule, make_schedule
-from diffusion_utils.training import TrainConfig, bf16_is_native, ema_update, make_batch
+from diffusion_utils.training import TrainConfig
+from diffusion_utils.training.batches import make_batch
+from diffusion_utils.training.loop import bf16_is_native
+from diffusion_utils.training.optimizers import Muon, ema_update
 
 RESULTS = Path(__file__).parent / "results"
 SAMPLER, STEPS = "dpm_solver_pp", 20
@@ -209,7 +209,7 @@ def smalldiffusion_unet(size: int) -> nn.Module:
 
 PEERS = {
     "ours": Peer(
-        "the preset of `python -m diffusion_utils.train --data stanford_cars --optimizer muon "
+        "the preset of `python -m diffusion_utils train --data stanford_cars --optimizer muon "
         "--learning-rate 2e-3`, without body types",
         ours,
         lambda: make_schedule("cosine"),
@@ -322,8 +322,8 @@ def measure(name: str, args: argparse.Namespace) -> dict:
     """Train one peer, draw from it, and compare what it drew with held-out cars."""
     peer, device = PEERS[name], torch.device(args.device)
     keep_freed_memory()
-    train, held_out, description = load_data("stanford_cars", args.size)
-    denoiser, took = fit(peer, args.size, train, device, minutes=args.minutes)
+    pictures = sets.load("stanford_cars", args.size)
+    denoiser, took = fit(peer, args.size, pictures.images, device, minutes=args.minutes)
     shape = (3, args.size, args.size)
 
     def draw(seeds: range) -> Tensor:
@@ -341,31 +341,29 @@ def measure(name: str, args: argparse.Namespace) -> dict:
         "peer": name,
         "about": peer.about,
         "parameters": networks.count_parameters(denoiser.net),
-        "macs": pretrained.count_macs(denoiser.net, shape),
+        "macs": networks.count_macs(denoiser.net, shape),
         "prediction_type": peer.prediction_type,
         "schedule": denoiser.schedule.name,
         "batch_size": peer.batch_size,
         "minutes": args.minutes,
         "count": args.count,
         "size": args.size,
-        "data": description,
+        "data": pictures.description,
         **took,
         "seconds_to_draw_16": round(median(seconds_for_16), 3),
         "sampler": SAMPLER,
         "sampler_steps": STEPS,
         **pretrained.machine(),
     }
-    result |= Reference(train, held_out).evaluate(drawn)
+    result |= Reference(pictures.images, pictures.held_out).evaluate(drawn)
     return {**result, "first_16": drawn[:16]}
 
 
 def measure_shipped(name: str, args: argparse.Namespace) -> dict:
     """Compare weights of the package with the same held-out cars: drawn at their own size, as their
     card advises, and shrunk to the size of the peers' pictures."""
-    train, held_out, description = load_data("stanford_cars", args.size)
-    card, how, seeds = pretrained.card(name), drawing.advice(name), range(args.count)
-    denoiser = drawing.load(name, seeds, how=how, device=args.device)
-    drawn = drawing.draw(denoiser, seeds, card["size"], how["sampler"], how["steps"], args.device).float()
+    pictures, pipe = sets.load("stanford_cars", args.size), pipeline.load(name, args.device)
+    drawn = pipe(range(args.count)).float()
     drawn = F.interpolate(drawn, (args.size, args.size), mode="bicubic", antialias=True).round().clamp(0, 255)
     kept = ("parameters", "macs", "images_seen", "seconds")
     return {
@@ -374,13 +372,13 @@ def measure_shipped(name: str, args: argparse.Namespace) -> dict:
         "minutes": None,
         "count": args.count,
         "size": args.size,
-        "drawn_at": card["size"],
-        "data": description,
-        **{key: card[key] for key in kept},
-        "drawing": how,
-        "trained_on": card["machine"],
+        "drawn_at": pipe.size,
+        "data": pictures.description,
+        **{key: pipe.card[key] for key in kept},
+        "drawing": asdict(pipe.drawing),
+        "trained_on": pipe.card["machine"],
         **pretrained.machine(),
-        **Reference(train, held_out).evaluate(drawn.to(torch.uint8)),
+        **Reference(pictures.images, pictures.held_out).evaluate(drawn.to(torch.uint8)),
     }
 
 
@@ -427,8 +425,7 @@ def main(arguments: list[str] | None = None) -> None:
     if args.one:
         result = measure(args.peers[0], args)
         save_grid(result.pop("first_16"), out.with_name(f"{out.stem}-{args.peers[0].replace(' ', '-')}.png"), 8)
-        text = json.dumps([*done, result], indent=2, ensure_ascii=False) + "\n"
-        write_atomically(out, lambda path: path.write_text(text, encoding="utf-8"))
+        write_json(out, [*done, result])
         return
     asked = {"minutes": args.minutes, "count": args.count, "size": args.size}
     for name in args.peers or PEERS:
@@ -445,8 +442,7 @@ def main(arguments: list[str] | None = None) -> None:
         rows.append(measure_shipped(args.shipped, args))
         same = {key: rows[-1][key] for key in ("peer", "count", "size")}
         others = [r for r in results if {key: r[key] for key in same} != same]
-        text = json.dumps(others + rows[-1:], indent=2, ensure_ascii=False) + "\n"
-        write_atomically(out, lambda path: path.write_text(text, encoding="utf-8"))
+        write_json(out, others + rows[-1:])
     print(table(rows))
 
 

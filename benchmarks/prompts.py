@@ -20,18 +20,19 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from diffusion_utils import drawing, features, pretrained
-from diffusion_utils.attributes import FeatureReader, accuracy, every_kind, train_reader
+from diffusion_utils import pipeline, pretrained
 from diffusion_utils.data import stanford_cars, toy_cars
 from diffusion_utils.data.captions import captions, colours
-from diffusion_utils.evaluation import Reference
-from diffusion_utils.files import write_atomically
-from diffusion_utils.guidance import Guided, skip_layers
+from diffusion_utils.evaluation import Reference, features
+from diffusion_utils.evaluation.attributes import FeatureReader, accuracy, every_kind, train_reader
+from diffusion_utils.files import write_json
+from diffusion_utils.pipeline import DEFAULT, Drawing
 
 RESULTS = Path(__file__).parent / "results"
 SHIFT = {"time_shift": 30}
@@ -49,28 +50,16 @@ CARS_WAYS = {
             **SHIFT,
             "guidance_scale": scale,
             "skip_layers": MIDDLE,
-            "guide_described": False,
+            "guide_conditional": False,
         }
         for scale in (2, 3, 4)
     },
 }
 
 
-def draw(weights: str, texts: list[str], how: dict, size: int) -> Tensor:
+def draw(weights: str, texts: list[str], way: dict) -> Tensor:
     """One picture for each text, its seed being its place in the list."""
-    denoiser, net = drawing.load(weights, [0], "none", {**drawing.DEFAULTS}), pretrained.load(weights).net
-    guide = skip_layers(denoiser, how["skip_layers"]) if how["skip_layers"] else None
-    interval = how["interval"] and tuple(how["interval"])
-    guided = Guided(
-        denoiser,
-        net.tokenizer.encode(texts),
-        guide,
-        how["guidance_scale"],
-        interval,
-        how["time_shift"],
-        how["guide_described"],
-    )
-    return drawing.draw(guided, range(len(texts)), size, how["sampler"], how["steps"])
+    return replace(pipeline.load(weights), drawing=DEFAULT)(range(len(texts)), prompt=texts, **way)
 
 
 def toy_judge(args: argparse.Namespace, size: int) -> tuple[list[str], dict, Callable[[Tensor], dict]]:
@@ -150,14 +139,14 @@ def main(arguments: list[str] | None = None) -> None:
     for way in args.only or ways:
         if (way, card["images_seen"], len(texts)) in known:
             continue
-        how, started = {**drawing.DEFAULTS, **ways[way]}, time.perf_counter()
-        pictures = draw(args.weights, texts, how, card["size"])
+        started = time.perf_counter()
+        pictures = draw(args.weights, texts, ways[way])
         row = {
             "way": way,
             "weights": name,
             "images_seen": card["images_seen"],
             "seconds_of_training": card["seconds"],
-            **how,
+            **asdict(Drawing(**ways[way]).over(DEFAULT)),
             "count": len(texts),
             "seconds_of_drawing": round(time.perf_counter() - started, 1),
             **pretrained.machine(),
@@ -165,8 +154,7 @@ def main(arguments: list[str] | None = None) -> None:
             **judge(pictures),
         }
         rows.append(row)
-        text = json.dumps(rows, indent=2, ensure_ascii=False) + "\n"
-        write_atomically(path, lambda file, text=text: file.write_text(text, encoding="utf-8"))
+        write_json(path, rows)
         shown = {key: row[key] for key in ("seen", "held_out", "colour", "vivid colour", "body", "all") if key in row}
         kid = f", KID × 1000 {1000 * row['generated']['kid']:.0f}" if "generated" in row else ""
         print(f"{way}: {shown}{kid}", flush=True)

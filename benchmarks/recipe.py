@@ -19,11 +19,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from diffusion_utils import networks, pretrained
-from diffusion_utils.data import root_mean_square
-from diffusion_utils.datasets import load_data
+from diffusion_utils.data import root_mean_square, sets
 from diffusion_utils.evaluation import error_per_timestep
-from diffusion_utils.files import write_atomically
-from diffusion_utils.presets import CARS, CARS_1M
+from diffusion_utils.files import write_json
+from diffusion_utils.networks.presets import CARS, CARS_1M
 from diffusion_utils.training import TrainConfig, train
 
 RESULT = Path(__file__).parent / "results" / "recipe.json"
@@ -89,15 +88,15 @@ def configuration(name: str, seed: int, minutes: float, sigma_data: float) -> Tr
 
 def measure(name: str, seed: int, minutes: float) -> dict:
     """Train one candidate and take its error at each noise level."""
-    images, held_out, description = load_data("stanford_cars", SIZE)
-    config = configuration(name, seed, minutes, root_mean_square(images))
+    pictures = sets.load("stanford_cars", SIZE)
+    config = configuration(name, seed, minutes, root_mean_square(pictures.images))
     bar = tqdm(desc=f"{name}, seed {seed}", unit=" images", file=sys.stdout, mininterval=10)
-    for record in train(config, images):
+    for record in train(config, pictures.images):
         bar.update(record.images - bar.n)
     bar.close()
     if record.stopped:
         sys.exit("stopped: the same command starts this candidate again")
-    errors = error_per_timestep(record.denoiser, held_out[:HELD_OUT], TIMESTEPS)
+    errors = error_per_timestep(record.denoiser, pictures.held_out[:HELD_OUT], TIMESTEPS)
     net = record.denoiser.net
     return {
         "candidate": name,
@@ -105,11 +104,11 @@ def measure(name: str, seed: int, minutes: float) -> dict:
         "seed": seed,
         "minutes": minutes,
         "parameters": networks.count_parameters(net),
-        "macs": pretrained.count_macs(net, (3, SIZE, SIZE)),
+        "macs": networks.count_macs(net, (3, SIZE, SIZE)),
         "images_seen": record.images,
         "training_loss": round(record.loss, 5),
         "held_out_error_of_x0_as_share_of_variance": {f"t={t}": round(e, 4) for t, e in zip(TIMESTEPS, errors)},
-        "data": description,
+        "data": pictures.description,
         **pretrained.machine(),
         "config": asdict(config),
     }
@@ -153,8 +152,7 @@ def main(arguments: list[str] | None = None) -> None:
             if (name, seed, args.minutes) in done or (args.seed is None and seed and name not in TWICE):
                 continue
             results.append(measure(name, seed, args.minutes))
-            text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
-            write_atomically(args.out, lambda path, text=text: path.write_text(text, encoding="utf-8"))
+            write_json(args.out, results)
     print(table([r for r in results if r["minutes"] == args.minutes]))
 
 

@@ -11,15 +11,15 @@ import argparse
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
 
-from diffusion_utils import pretrained
-from diffusion_utils.datasets import load_data
-from diffusion_utils.drawing import draw
+from diffusion_utils import pipeline, pretrained
+from diffusion_utils.data import sets
 from diffusion_utils.evaluation import Reference
-from diffusion_utils.files import write_atomically
+from diffusion_utils.files import write_json
 
 COUNT = 256
 SAMPLERS = ("ddpm", "ddim", "dpm_solver_pp")
@@ -34,22 +34,22 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--count", type=int, default=COUNT)
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args(arguments)
-    denoiser, size = pretrained.load(args.weights), pretrained.card(args.weights)["size"]
-    train, held_out, description = load_data(args.data, size)
-    reference = Reference(train, held_out)
+    pipe = replace(pipeline.load(args.weights), drawing=pipeline.DEFAULT)
+    pictures = sets.load(args.data, pipe.size)
+    reference = Reference(pictures.images, pictures.held_out)
     path = args.results / f"samplers-{Path(args.weights).stem}.json"
     results = json.loads(path.read_bytes()) if path.exists() else []
     done = {(r["sampler"], r["steps"]) for r in results}
     todo = [(sampler, steps) for steps in STEPS for sampler in SAMPLERS if (sampler, steps) not in done]
     for sampler, steps in tqdm(todo, file=sys.stdout):
         started = time.perf_counter()
-        drawn = draw(denoiser, range(args.count), size, sampler, steps, "cpu")
+        drawn = pipe(range(args.count), pipeline.UNCONDITIONAL, sampler=sampler, steps=steps)
         seconds = time.perf_counter() - started
         results.append(
             {
                 "weights": args.weights,
-                "data": description,
-                "size": size,
+                "data": pictures.description,
+                "size": pipe.size,
                 "sampler": sampler,
                 "steps": steps,
                 "sample_seeds": f"0 … {args.count - 1}",
@@ -58,8 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
                 **reference.evaluate(drawn),
             }
         )
-        text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
-        write_atomically(path, lambda file, text=text: file.write_text(text, encoding="utf-8"))
+        write_json(path, results)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ work.  Writes benchmarks/results/throughput.json.
 """
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,9 +23,9 @@ import torch
 from torch import Tensor
 
 from diffusion_utils import networks, pretrained
-from diffusion_utils.files import write_atomically
+from diffusion_utils.files import write_json
+from diffusion_utils.networks.presets import CARS
 from diffusion_utils.prediction import Denoiser
-from diffusion_utils.presets import CARS
 from diffusion_utils.training import TrainConfig, train
 
 RESULT = Path(__file__).parent / "results" / "throughput.json"
@@ -100,7 +99,7 @@ def measure_network(network: dict, precision: str, images: Tensor, seconds: floa
     run = train(config, images)
     net = next(run).denoiser.net
     device, dtype = next(net.parameters()).device, PRECISIONS[precision]
-    macs = pretrained.count_macs(net, (3, SIZE, SIZE))
+    macs = networks.count_macs(net, (3, SIZE, SIZE))
     results = {"parameters": networks.count_parameters(net), "macs": macs}
 
     def steps():
@@ -171,8 +170,7 @@ def main() -> None:
                     flush=True,
                 )
         print(f"{name:11} {entry['parameters']:,} parameters, {entry['macs'] / 1e6:.1f} million MACs")
-    text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
-    write_atomically(arguments.out, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_json(arguments.out, results)
 
 
 if __name__ == "__main__":

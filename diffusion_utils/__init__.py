@@ -1,3 +1,3 @@
 """Simple Diffusion Model: small, readable parts for diffusion on a laptop or a GPU."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -8,11 +8,11 @@ from the worse:
 What the worse guess lacks is what sets the better one apart, so w > 1 draws clearer pictures, often of
 less variety.  Where the two come from makes the kind:
 
-    classifier-free guidance   with and without the description   Ho & Salimans 2022 (2207.12598), eq. 6
-    autoguidance               the network and a smaller or less trained one, both
-                               described alike   Karras et al. 2024 (2406.02507), eq. 2
-    skip-layer guidance        the network and itself without some of its layers, both
-                               described alike   Hyung et al. 2024 (2411.18664)
+    classifier-free guidance   conditional and unconditional      Ho & Salimans 2022 (2207.12598), eq. 6
+    autoguidance               the network and a smaller or less trained one, with the same
+                               condition   Karras et al. 2024 (2406.02507), eq. 2
+    skip-layer guidance        the network and itself without some of its layers, with the same
+                               condition   Hyung et al. 2024 (2411.18664)
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,33 +24,34 @@ from torch import Tensor, nn
 
 from diffusion_utils.networks import without
 from diffusion_utils.prediction import Denoiser
+from diffusion_utils.sampling import stream
 from diffusion_utils.schedule import Schedule
 
 
 @dataclass(frozen=True, eq=False)
 class Guided:
-    """A denoiser that is guided, or described, or both; any sampler takes it in place of the denoiser.
+    """A denoiser with a condition, or with guidance, or both; any sampler takes it in place of the denoiser.
 
-        Guided(denoiser, cond)                                  described, not guided
+        Guided(denoiser, cond)                                  conditional, not guided
         Guided(denoiser, cond, guidance_scale=2)                classifier-free guidance
-        Guided(denoiser, guide=weaker, guidance_scale=2)        autoguidance, without description
-        Guided(denoiser, cond, weaker, guidance_scale=2)        autoguidance, both described
+        Guided(denoiser, guide=weaker, guidance_scale=2)        autoguidance, unconditional
+        Guided(denoiser, cond, weaker, guidance_scale=2)        autoguidance, both conditional
 
     For skip-layer guidance `weaker` is `skip_layers(denoiser, ["encoder.7"])`.
 
     Attributes:
         denoiser: gives the better guess.
-        cond: (N, cond_dim), what each of the N pictures shall show; None: nothing in particular.
-        guide: gives the worse guess; None: the denoiser itself, without cond.
+        cond: (N, *net.cond_shape), the condition of each of the N pictures; None: unconditional.
+        guide: gives the worse guess; None: the denoiser itself, unconditional.
         guidance_scale: w above; 1 asks the denoiser alone, and costs half.
         interval: (lowest, highest) timestep at which to guide; outside it the better guess is taken
             as it is, which costs less and keeps variety (Kynkäänniemi et al. 2024, 2404.07724).
             None: at all.
         time_shift: ask about a timestep so much later (noisier) than the sampler says.  A picture that
             is being drawn holds the network's own mistakes besides the noise that belongs to its
-            timestep; told of more noise, the network removes them, too.  0: as the sampler says; too
+            timestep; asked about more noise, the network removes them, too.  0: as the sampler says; too
             much blurs (Li et al. 2024, 2305.15583, who search for the right shift at every step).
-        guide_described: whether the guide is told cond, too.  If not, it is worse in two ways, and
+        guide_conditional: whether the guide gets cond, too.  If not, it is worse in two ways, and
             guidance goes away from both: from the mistakes of a weaker network, and from pictures that
             show something else.
 
@@ -65,7 +66,7 @@ class Guided:
     guidance_scale: float = 1.0
     interval: tuple[int, int] | None = None
     time_shift: int = 0
-    guide_described: bool = True
+    guide_conditional: bool = True
 
     def __post_init__(self):
         if self.guidance_scale != 1 and self.cond is None and self.guide is None:
@@ -73,12 +74,12 @@ class Guided:
                 f"guidance_scale {self.guidance_scale} needs a worse guess to walk away from: give cond "
                 "(classifier-free guidance) or guide (autoguidance)"
             )
-
-        mine = self.schedule.alphas_cumprod
-        theirs = mine if self.guide is None else self.guide.schedule.alphas_cumprod
+        if self.guide is None:
+            return
+        mine, theirs = self.schedule.alphas_cumprod, self.guide.schedule.alphas_cumprod
         if mine.shape != theirs.shape or not torch.allclose(mine, theirs):
             raise ValueError("the guide was trained with another noise schedule: choose one with the same")
-        if self.guide is not None and not _same(self.autoencoder, self.guide.autoencoder):
+        if not _same(self.autoencoder, self.guide.autoencoder):
             raise ValueError(
                 "the guide draws pixels, or latents of another autoencoder: choose one that draws the same"
             )
@@ -102,12 +103,11 @@ class Guided:
         if not guided:
             return self.denoiser(x_t, t, self.cond)
         if self.guide is None:  # one network, two questions: asked at once, as one batch of 2N
-            nothing = torch.zeros_like(self.cond)
-            both = self.denoiser(x_t.repeat(2, 1, 1, 1), t.repeat(2), torch.cat([self.cond, nothing]))
-            better, worse = both.chunk(2)
+            cond = torch.cat([self.cond, torch.zeros_like(self.cond)])
+            better, worse = self.denoiser(x_t.repeat(2, 1, 1, 1), t.repeat(2), cond).chunk(2)
         else:
-            told = self.cond if self.guide_described else None
-            better, worse = self.denoiser(x_t, t, self.cond), self.guide(x_t, t, told)
+            better = self.denoiser(x_t, t, self.cond)
+            worse = self.guide(x_t, t, self.cond if self.guide_conditional else None)
         return worse + self.guidance_scale * (better - worse)
 
     def _within(self, t: Tensor) -> bool:
@@ -137,27 +137,26 @@ def skip_layers(denoiser: Denoiser, layers: Sequence[str]) -> Denoiser:
 
 
 def conditions(shares: Mapping[str, float], seeds: Sequence[int], name: str | None = None) -> Tensor:
-    """One-hot descriptions (N, len(shares)), float32, for pictures that are to be drawn.
+    """One-hot conditions (N, len(shares)), float32, for pictures that are to be drawn.
 
     Args:
         shares: every condition's name and its share of the training pictures, as on a model card.
         seeds: of the pictures.
-        name: what all of them shall show; None: each something of its own, drawn from the shares by
+        name: the condition of all of them; None: each has one of its own, drawn from the shares by
             its seed, so that many pictures show what the training pictures show, and as often.
 
     Raises:
         ValueError: `name` is not among the names.
     """
     names = list(shares)
-    if name is None:
-        return F.one_hot(chosen_by_seed(list(shares.values()), seeds), len(names)).float()
-    if name not in names:
+    if name is not None and name not in names:
         raise ValueError(f"the network knows no condition {name!r}: choose one of {', '.join(names)}")
-    return F.one_hot(torch.full((len(seeds),), names.index(name)), len(names)).float()
+    chosen = chosen_by_seed([*shares.values()], seeds) if name is None else torch.full((len(seeds),), names.index(name))
+    return F.one_hot(chosen, len(names)).float()
 
 
 def chosen_by_seed(weights: Sequence[float], seeds: Sequence[int]) -> Tensor:
-    """Which of several things each picture shall show: int64 (N,), drawn by the weights."""
+    """One of several things for each seed, int64 (N,), drawn with probabilities proportional to `weights`."""
     # The picture's own seed drives its noise; another stream decides what it shows.
-    generators = [torch.Generator().manual_seed((int(seed) * 0x9E3779B1 + 1) % 2**32) for seed in seeds]
+    generators = [torch.Generator().manual_seed(stream(seed, 1)) for seed in seeds]
     return torch.cat([torch.multinomial(torch.tensor(weights), 1, generator=g) for g in generators])

@@ -21,12 +21,14 @@ The network's input and its target both have variance 1 at every noise level.  F
 """
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from torch import Tensor, nn
 
 from diffusion_utils.schedule import Schedule
 
-PREDICTION_TYPES = ("epsilon", "sample", "v_prediction", "edm")
+PredictionType = Literal["epsilon", "sample", "v_prediction", "edm"]
+PREDICTION_TYPES = get_args(PredictionType)
 
 
 def target(
@@ -54,7 +56,7 @@ def target(
 
 
 def network_input(prediction_type: str, x_t: Tensor, alpha: Tensor, sigma: Tensor, sigma_data: float = 0.5) -> Tensor:
-    """What the network is shown: x_t, but for "edm" x_t/n, which has variance 1 at every noise level."""
+    """What the network gets as its input: x_t, but for "edm" x_t/n, which has variance 1 at every noise level."""
     _check(prediction_type)
     return x_t / _norm(alpha, sigma, sigma_data) if prediction_type == "edm" else x_t
 
@@ -141,14 +143,22 @@ def min_snr_weight(
 
 @dataclass(frozen=True, eq=False)
 class Denoiser:
-    """A network together with what it takes to read its answer as a picture.
+    """A network together with what it takes to train it and to read its answer as a picture.
 
     Calling it gives x̂₀, whatever the network predicts; every sampler needs just that:
 
-        x0_hat = denoiser(x_t, t)       # x_t (N, C, H, W), t int64 (N,) in [0, T-1]
+        x0_hat = denoiser(x_t, t)             # x_t (N, C, H, W), t int64 (N,) in [0, T-1]
+        loss = denoiser.loss(x0, noise, t)    # what training lowers
 
-    `sigma_data` counts for "edm" only; `cond`, (N, cond_dim), for networks that take it.  Where there is
-    an `autoencoder`, the "pictures" are its latents, and it makes pictures of them.
+    Attributes:
+        net: called as net(x, t), or net(x, t, cond) where a condition is given; see `networks`.
+        schedule: how much noise there is at each timestep.
+        prediction_type: what the network is asked for, one of `PREDICTION_TYPES`.
+        sigma_data: the root mean square of the pictures; counts for "edm" only.
+        autoencoder: where there is one, the "pictures" here are its latents, and it makes pictures of them.
+
+    Raises:
+        ValueError: unknown prediction type, or ε on a schedule that leaves nothing of the picture.
     """
 
     net: nn.Module
@@ -166,10 +176,35 @@ class Denoiser:
             )
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        alpha, sigma = self.schedule.alpha_sigma(t, like=x_t)
-        shown = network_input(self.prediction_type, x_t, alpha, sigma, self.sigma_data)
-        output = self.net(shown, t) if cond is None else self.net(shown, t, cond)
+        """x̂₀ (N, C, H, W); cond (N, *net.cond_shape), for networks that take a condition."""
+        return self.predict(x_t, t, *self.schedule.alpha_sigma(t, like=x_t), cond)
+
+    def predict(self, x_t: Tensor, t: Tensor, alpha: Tensor, sigma: Tensor, cond: Tensor | None = None) -> Tensor:
+        """As calling it, where alpha and sigma of t are known already."""
+        output = self._output(x_t, t, alpha, sigma, cond)
         return to_sample(self.prediction_type, output, x_t, alpha, sigma, self.sigma_data)
+
+    def loss(
+        self, x0: Tensor, noise: Tensor, t: Tensor, cond: Tensor | None = None, weight: Tensor | None = None
+    ) -> Tensor:
+        """Mean squared error between the network's output for x_t and its target (DDPM eq. 14), a scalar.
+
+        Args:
+            x0: pictures (N, C, H, W) in [-1, 1];  noise: standard normal, same shape.
+            t: int64 (N,) in [0, T-1].
+            cond: one condition per picture, (N, *net.cond_shape).
+            weight: (N,), what each picture's error is multiplied with, such as `min_snr_weight`; None: 1.
+        """
+        alpha, sigma = self.schedule.alpha_sigma(t, like=x0)
+        output = self._output(alpha * x0 + sigma * noise, t, alpha, sigma, cond).float()
+        error = output - target(self.prediction_type, x0, noise, alpha, sigma, self.sigma_data)
+        error = error.square().mean(dim=(1, 2, 3))
+        return error.mean() if weight is None else (error * weight).mean()
+
+    def _output(self, x_t: Tensor, t: Tensor, alpha: Tensor, sigma: Tensor, cond: Tensor | None) -> Tensor:
+        """What the network answers, by its prediction type."""
+        x = network_input(self.prediction_type, x_t, alpha, sigma, self.sigma_data)
+        return self.net(x, t) if cond is None else self.net(x, t, cond)
 
 
 def _norm(alpha: Tensor, sigma: Tensor, sigma_data: float) -> Tensor:

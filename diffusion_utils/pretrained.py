@@ -18,11 +18,10 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
 
 from diffusion_utils import networks
-from diffusion_utils.files import write_atomically
-from diffusion_utils.networks.autoencoder import Autoencoder
+from diffusion_utils.files import write_atomically, write_json
+from diffusion_utils.networks import Autoencoder
 from diffusion_utils.prediction import Denoiser
 from diffusion_utils.schedule import make_schedule
 
@@ -57,50 +56,46 @@ def card(name: str | Path) -> dict:
     return contents
 
 
-def load(name: str | Path, device: torch.device | str = "cpu") -> Denoiser:
+def load(name: str | Path, device: torch.device | str = "cpu", contents: dict | None = None) -> Denoiser:
     """A trained denoiser, in evaluation mode, float32; with its autoencoder, where it draws latents.
 
     Args:
         name: one of `names()`, or the path of a .safetensors file with its .json beside it.
+        contents: its card, where it has been read already.
 
     Raises:
         FileNotFoundError: no such weights; lists those that ship.
         ValueError: the file is truncated, not safetensors, or does not fit the network on its card.
     """
-    path, about = _find(name), card(name)
-    network = networks.build(**about["network"])
+    path, contents = _find(name), card(name) if contents is None else contents
+    network = networks.build(**contents["network"])
     try:
         with safe_open(path, framework="pt") as file:
             weights = {key: file.get_tensor(key).float() for key in file.keys()}
     except (SafetensorError, OSError, struct.error) as error:
         raise ValueError(f"{path} is damaged or not a safetensors file ({error}): download or train it again") from None
-    expected = network.state_dict()
-    unfit = sorted(
-        key
-        for key in expected.keys() | weights.keys()
-        if key not in expected or key not in weights or expected[key].shape != weights[key].shape
-    )
-    if unfit:
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:  # its first line only says that something is wrong
+        found = " ".join(str(error).splitlines()[1].split())
         raise ValueError(
-            f"{path} holds weights of another network than its card says ({len(unfit)} tensors "
-            f"differ, {unfit[0]} first): use the file that belongs to the card"
-        )
-    network.load_state_dict(weights)
+            f"{path} holds weights of another network than its card says ({found}): use the card's own file"
+        ) from None
     network.eval().requires_grad_(False).to(device)
-    schedule = make_schedule(about["schedule"], about["num_train_timesteps"], about["zero_terminal_snr"])
-    autoencoder, whose = None, autoencoder_of(name)
+    schedule = make_schedule(contents["schedule"], contents["num_train_timesteps"], contents["zero_terminal_snr"])
+    autoencoder, whose = None, autoencoder_of(name, contents)
     if whose is not None:
         try:
             autoencoder = load_autoencoder(whose, device)
         except FileNotFoundError:
             raise ValueError(f"{path} draws latents of {whose}, which is missing: it must be kept with them") from None
-    return Denoiser(network, schedule, about["prediction_type"], about.get("sigma_data", 0.5), autoencoder)
+    return Denoiser(network, schedule, contents["prediction_type"], contents.get("sigma_data", 0.5), autoencoder)
 
 
-def autoencoder_of(name: str | Path) -> str | None:
+def autoencoder_of(name: str | Path, contents: dict | None = None) -> str | None:
     """Where the autoencoder is in whose latents weights draw: a shipped name, or a path; None for
     pixels.  Cards give paths from their own folder, so that the folder of a run can be moved."""
-    encoder = card(name).get("autoencoder")
+    encoder = (card(name) if contents is None else contents).get("autoencoder")
     return encoder if encoder is None or encoder in names() else os.path.normpath(_find(name).parent / encoder)
 
 
@@ -125,43 +120,32 @@ def copy(name: str | Path, path: str | Path) -> None:
         write_atomically(target.with_suffix(suffix), lambda file, from_here=from_here: shutil.copyfile(from_here, file))
 
 
-def save(path: str | Path, denoiser: Denoiser, about: dict, dtype: torch.dtype = torch.float16) -> None:
+def save(path: str | Path, denoiser: Denoiser, contents: dict, dtype: torch.dtype = torch.float16) -> None:
     """Write weights (half precision by default) and card, each whole or not at all.
 
     Args:
         path: ends in .safetensors; the card goes beside it as .json.
-        about: the card's contents; must hold what `load` needs (network, prediction_type, schedule,
+        contents: the card's contents; must hold what `load` needs (network, prediction_type, schedule,
             num_train_timesteps, zero_terminal_snr; for "edm" sigma_data).  The number of parameters
             is added, and an autoencoder's path is written as seen from the card.
     """
     path = Path(path)
-    missing = _missing(about)
+    missing = _missing(contents)
     if path.suffix != ".safetensors" or missing:
         raise ValueError(f"the card lacks {', '.join(missing)}" if missing else f"{path} must end in .safetensors")
     weights = {key: value.detach().to("cpu", dtype).contiguous() for key, value in denoiser.net.state_dict().items()}
-    about = {"parameters": networks.count_parameters(denoiser.net), **about}
-    encoder = about.get("autoencoder")
+    contents = {"parameters": networks.count_parameters(denoiser.net), **contents}
+    encoder = contents.get("autoencoder")
     if encoder is not None and encoder not in names():
-        about["autoencoder"] = Path(os.path.relpath(encoder, path.parent)).as_posix()
+        contents["autoencoder"] = Path(os.path.relpath(encoder, path.parent)).as_posix()
     write_atomically(path, lambda temporary: save_file(weights, temporary))
-    text = json.dumps(about, indent=2, ensure_ascii=False) + "\n"
-    write_atomically(path.with_suffix(".json"), lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_json(path.with_suffix(".json"), contents)
 
 
-def _missing(about: dict) -> list[str]:
+def _missing(contents: dict) -> list[str]:
     """What a card lacks of what `load` needs."""
-    needed = (*NEEDED, "sigma_data") if about.get("prediction_type") == "edm" else NEEDED
-    return [key for key in needed if key not in about]
-
-
-def count_macs(network: nn.Module, shape: tuple[int, int, int] = (3, 64, 64)) -> int:
-    """Multiply-accumulates for one picture, counted by torch while the network runs once."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    device = next(network.parameters()).device
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network(torch.zeros(1, *shape, device=device), torch.zeros(1, dtype=torch.int64, device=device))
-    return counter.get_total_flops() // 2
+    needed = (*NEEDED, "sigma_data") if contents.get("prediction_type") == "edm" else NEEDED
+    return [key for key in needed if key not in contents]
 
 
 def machine() -> dict:

@@ -12,15 +12,18 @@ comes from one generator per picture, so picture i is the same in a batch of 1 o
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from numbers import Integral
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from diffusion_utils.schedule import Schedule
 
-SPACINGS = ("trailing", "leading", "linspace")
-Predictor = Callable[[Tensor, Tensor], Tensor]
+SamplerName = Literal["ddpm", "ddim", "dpm_solver_pp", "consistency"]
+TimestepSpacing = Literal["trailing", "leading", "linspace"]
+SPACINGS = get_args(TimestepSpacing)
+Predictor = Callable[[Tensor, Tensor], Tensor]  # (x_t, t) to x̂₀
+Fresh = Callable[[], Tensor]  # fresh noise each time
 
 
 class Step(NamedTuple):
@@ -34,27 +37,35 @@ class Step(NamedTuple):
     x0: Tensor
 
 
-def timesteps(num_train_timesteps: int, steps: int, spacing: str = "trailing") -> list[int]:
+def timesteps(num_train_timesteps: int, steps: int, timestep_spacing: str = "trailing") -> list[int]:
     """Which of the T trained timesteps to visit, from noisy to clean.
 
     "trailing" always starts at T-1, where sampling from pure noise belongs; "leading" (DDPM's
     common choice) does not, see Lin et al. 2023 (2305.08891), table 2, for all three.
 
     Raises:
-        ValueError: unknown spacing, or `steps` outside [1, T].
+        ValueError: unknown timestep_spacing, or `steps` outside [1, T].
     """
-    if spacing not in SPACINGS:
-        raise ValueError(f"unknown spacing {spacing!r}: choose one of {', '.join(SPACINGS)}")
+    if timestep_spacing not in SPACINGS:
+        raise ValueError(f"unknown timestep_spacing {timestep_spacing!r}: choose one of {', '.join(SPACINGS)}")
     if not isinstance(steps, Integral) or not 1 <= steps <= num_train_timesteps:
         raise ValueError(f"steps must be a whole number in [1, {num_train_timesteps}], not {steps}")
     T = num_train_timesteps
-    if spacing == "trailing":
+    if timestep_spacing == "trailing":
         return [round(T - i * T / steps) - 1 for i in range(steps)]
-    if spacing == "leading":
+    if timestep_spacing == "leading":
         return [(steps - 1 - i) * (T // steps) for i in range(steps)]
     if steps == 1:
         return [T - 1]
     return [round((T - 1) * (1 - i / (steps - 1))) for i in range(steps)]
+
+
+def stream(seed: int, number: int) -> int:
+    """The seed of one of many independent generators that belong to a seed of a run or of a picture.
+
+    torch's CPU generator reads only the lower 32 bits of a seed, so the seed cannot stand in the upper ones.
+    """
+    return (int(seed) * 0x9E3779B1 + number) % 2**32
 
 
 class Noise:
@@ -79,13 +90,7 @@ class Noise:
 
 
 def ddpm(
-    predict: Predictor,
-    schedule: Schedule,
-    x_T: Tensor,
-    noise: Callable[[], Tensor],
-    steps: int | None = None,
-    clamp: bool = True,
-    spacing: str = "trailing",
+    predict: Predictor, schedule: Schedule, x_T: Tensor, noise: Fresh, steps: int | None = None, **walk
 ) -> Iterator[Step]:
     """Ancestral sampling (Ho et al. 2020, algorithm 2, with the posterior of eq. 6 and 7).
 
@@ -96,10 +101,11 @@ def ddpm(
         x_T: the start, standard normal (N, C, H, W).
         noise: called once per step for fresh noise shaped like x_T; see `Noise`.
         steps: how many; default all T.
-        clamp: clip x̂₀ (never x_t) to [-1, 1], where pictures live.
+        walk: clip_sample, to clip x̂₀ (never x_t) to [-1, 1], where pictures live, default True; and
+            timestep_spacing, see `timesteps`, default "trailing".
     """
     x = x_T
-    for t, s, x0, alpha_t, sigma_t, alpha_s, sigma_s in _walk(predict, schedule, steps, clamp, spacing):
+    for t, s, x0, alpha_t, sigma_t, alpha_s, sigma_s in _walk(predict, schedule, steps, **walk):
         x0 = x0(x)
         yield Step(t, x, x0)
         alpha_ts = alpha_t / alpha_s  # how the signal shrinks from s to t …
@@ -114,11 +120,10 @@ def ddim(
     predict: Predictor,
     schedule: Schedule,
     x_T: Tensor,
-    noise: Callable[[], Tensor] | None = None,
+    noise: Fresh | None = None,
     steps: int | None = 50,
     eta: float = 0.0,
-    clamp: bool = True,
-    spacing: str = "trailing",
+    **walk,
 ) -> Iterator[Step]:
     """DDIM (Song et al. 2021, 2010.02502, eq. 12 and 16): same network, far fewer steps.
 
@@ -132,7 +137,7 @@ def ddim(
     if eta > 0 and noise is None:
         raise ValueError("eta > 0 adds fresh noise at every step: pass noise=Noise(seeds, shape)")
     x = x_T
-    for t, _, x0, alpha_t, sigma_t, alpha_s, sigma_s in _walk(predict, schedule, steps, clamp, spacing):
+    for t, _, x0, alpha_t, sigma_t, alpha_s, sigma_s in _walk(predict, schedule, steps, **walk):
         x0 = x0(x)
         yield Step(t, x, x0)
         epsilon = (x - alpha_t * x0) / sigma_t
@@ -145,13 +150,7 @@ def ddim(
 
 
 def dpm_solver_pp(
-    predict: Predictor,
-    schedule: Schedule,
-    x_T: Tensor,
-    noise: Callable[[], Tensor] | None = None,
-    steps: int | None = 20,
-    clamp: bool = True,
-    spacing: str = "trailing",
+    predict: Predictor, schedule: Schedule, x_T: Tensor, noise: Fresh | None = None, steps: int | None = 20, **walk
 ) -> Iterator[Step]:
     """DPM-Solver++(2M) (Lu et al. 2022, 2211.01095, algorithm 2): second order, one call a step.
 
@@ -162,7 +161,7 @@ def dpm_solver_pp(
     Args as for `ddpm`; nothing is random after x_T, `noise` is ignored.
     """
     x, previous = x_T, None
-    for t, s, x0, alpha_t, sigma_t, alpha_s, sigma_s in _walk(predict, schedule, steps, clamp, spacing):
+    for t, s, x0, alpha_t, sigma_t, alpha_s, sigma_s in _walk(predict, schedule, steps, **walk):
         x0 = x0(x)
         yield Step(t, x, x0)
         lambda_t = (alpha_t / sigma_t).log()  # -∞ where no signal is left: then `line` is just x0
@@ -180,50 +179,29 @@ def dpm_solver_pp(
 
 
 def consistency(
-    predict: Predictor,
-    schedule: Schedule,
-    x_T: Tensor,
-    noise: Callable[[], Tensor],
-    steps: int | None = 2,
-    clamp: bool = True,
-    spacing: str = "trailing",
+    predict: Predictor, schedule: Schedule, x_T: Tensor, noise: Fresh, steps: int | None = 2, **walk
 ) -> Iterator[Step]:
     """Multistep consistency sampling (Song et al. 2023, 2303.01469, algorithm 1), for weights that
-    were tuned to answer with a finished picture (see `consistency.py`).
+    were tuned to answer with a finished picture (see `training.consistency`).
 
     One step takes the answer to pure noise; every further one puts fresh noise on the picture, less
     each time, and answers again.  Args as for `ddpm`.
     """
     x = x_T
-    for t, _, x0, _, _, alpha_s, sigma_s in _walk(predict, schedule, steps, clamp, spacing):
+    for t, _, x0, _, _, alpha_s, sigma_s in _walk(predict, schedule, steps, **walk):
         x0 = x0(x)
         yield Step(t, x, x0)
         x = alpha_s * x0 + sigma_s * noise()
     yield Step(-1, x, x)
 
 
-SAMPLERS = {"ddpm": ddpm, "ddim": ddim, "dpm_solver_pp": dpm_solver_pp, "consistency": consistency}
+SAMPLERS = dict(zip(get_args(SamplerName), (ddpm, ddim, dpm_solver_pp, consistency)))
 
 
 @torch.no_grad()
-def sample(
-    denoiser,
-    seeds: Sequence[int],
-    shape: Sequence[int] = (3, 64, 64),
-    sampler: str = "dpm_solver_pp",
-    steps: int | None = 20,
-    device: torch.device | str = "cpu",
-    **options,
-) -> Tensor:
-    """Draw one picture per seed and return the batch (N, C, H, W), about in [-1, 1].
-
-    Args:
-        denoiser: a `prediction.Denoiser` (needs `.schedule`).
-        seeds: one per picture.
-        shape: of one picture.
-        sampler: "ddpm", "ddim", "dpm_solver_pp" or "consistency";  options (eta, clamp, spacing) go to it.
-    """
-    return deque(trajectory(denoiser, seeds, shape, sampler, steps, device, **options), maxlen=1).pop().x_t
+def sample(denoiser, seeds: Sequence[int], *args, **options) -> Tensor:
+    """Draw one picture per seed and return the batch (N, C, H, W), about in [-1, 1]; arguments as for `trajectory`."""
+    return deque(trajectory(denoiser, seeds, *args, **options), maxlen=1).pop().x_t
 
 
 @torch.no_grad()
@@ -231,28 +209,41 @@ def trajectory(
     denoiser,
     seeds: Sequence[int],
     shape: Sequence[int] = (3, 64, 64),
-    sampler: str = "dpm_solver_pp",
+    sampler: SamplerName = "dpm_solver_pp",
     steps: int | None = 20,
     device: torch.device | str = "cpu",
     **options,
 ) -> Iterator[Step]:
-    """Like `sample`, but yields every `Step` on the way."""
+    """Draw one picture per seed, and yield every `Step` on the way.
+
+    Args:
+        denoiser: a `prediction.Denoiser` or a `guidance.Guided` (needs `.schedule`).
+        seeds: one per picture.
+        shape: of one picture.
+        sampler: "ddpm", "ddim", "dpm_solver_pp" or "consistency";  options (eta, clip_sample, …) go to it.
+    """
     if sampler not in SAMPLERS:
         raise ValueError(f"unknown sampler {sampler!r}: choose one of {', '.join(SAMPLERS)}")
     noise = Noise(seeds, shape, device)
     yield from SAMPLERS[sampler](denoiser, denoiser.schedule, noise(), noise, steps=steps, **options)
 
 
-def _walk(predict: Predictor, schedule: Schedule, steps: int | None, clamp: bool, spacing: str):
+def _walk(
+    predict: Predictor,
+    schedule: Schedule,
+    steps: int | None,
+    clip_sample: bool = True,
+    timestep_spacing: TimestepSpacing = "trailing",
+):
     """What all samplers share: for each move t → s the α and σ of both ends, and a function that
     asks the network for x̂₀ at t.  The last s is -1: the finished picture, α = 1, σ = 0."""
     T = schedule.num_train_timesteps
-    visited = timesteps(T, T if steps is None else steps, spacing)
+    visited = timesteps(T, T if steps is None else steps, timestep_spacing)
     for t, s in zip(visited, [*visited[1:], -1]):
 
         def guess(x: Tensor, t: int = t) -> Tensor:
             x0 = predict(x, torch.full((len(x),), t, device=x.device))
-            return x0.clamp(-1, 1) if clamp else x0
+            return x0.clamp(-1, 1) if clip_sample else x0
 
         # Kept in float64 numbers: products of small α and σ lose digits in float32.
         one = torch.ones(1, dtype=torch.float64)

@@ -12,11 +12,13 @@ a picture is cast to the picture's own type.
 import math
 from dataclasses import dataclass
 from numbers import Integral
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-SCHEDULES = ("linear", "cosine")
+ScheduleName = Literal["linear", "cosine"]
+SCHEDULES = get_args(ScheduleName)
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,10 +28,10 @@ RUNTIME = (
 
 def models(folder: Path = FOLDER / "models") -> None:
     """The networks that the page draws with, as ONNX."""
-    from diffusion_utils.export import export
+    from diffusion_utils.commands.export import write_onnx
 
     for name in NETWORKS:
-        export(name, folder)
+        write_onnx(name, folder)
 
 
 def vendor(folder: Path = FOLDER / "vendor") -> None:

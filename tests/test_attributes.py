@@ -2,8 +2,8 @@
 
 import torch
 
-from diffusion_utils import attributes
 from diffusion_utils.data import to_float, toy_cars
+from diffusion_utils.evaluation import attributes
 
 
 def test_a_trained_reader_reads_cars_it_has_not_seen():

@@ -14,6 +14,7 @@ from diffusion_utils.networks.autoencoder import Autoencoder, Posterior, autoenc
 from diffusion_utils.prediction import Denoiser
 from diffusion_utils.schedule import cosine
 from diffusion_utils.training import TrainConfig, train
+from diffusion_utils.training.batches import Batches
 
 SMALL = {
     "f4": ({"channels": [8, 16], "latent_channels": 4}, (4, 4, 4)),
@@ -102,6 +103,15 @@ def test_the_scale_is_kept_with_the_weights(tmp_path):
     pretrained.save(tmp_path / "a.safetensors", Denoiser(net, cosine(1000), "sample"), about, torch.float32)
     loaded = pretrained.load(tmp_path / "a.safetensors").net
     assert torch.equal(loaded.scaling_factor, net.scaling_factor)
+
+
+def test_training_draws_noise_for_the_latents():
+    config = TrainConfig(
+        {"name": "autoencoder", "channels": [8, 16]}, objective="autoencoder", steps=1, batch_size=200, flip=False
+    )
+    batch = Batches(toy_cars.load(8, 16).images, None, new(), config)[3]
+    assert batch.x0.shape == (200, 3, 16, 16) and batch.noise.shape == (200, 4, 4, 4)
+    assert abs(batch.noise.mean()) < 0.03 and abs(batch.noise.std() - 1) < 0.03
 
 
 def test_it_learns_to_copy():

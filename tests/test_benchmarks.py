@@ -3,14 +3,19 @@
 import importlib.util
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from diffusion_utils import features, networks, presets, pretrained
-from diffusion_utils.data import stanford_cars, toy_cars
+from diffusion_utils import networks, pipeline, pretrained
+from diffusion_utils.data import sets, stanford_cars, toy_cars
+from diffusion_utils.evaluation import features
+from diffusion_utils.guidance import Guided
+from diffusion_utils.networks import presets
+from diffusion_utils.pipeline import DEFAULT, Drawing, Pipeline
 from diffusion_utils.prediction import Denoiser
 from diffusion_utils.schedule import make_schedule
 
@@ -26,8 +31,8 @@ def module(name):
     return loaded
 
 
-peers, curve, drawing_speed, guidance, recipe, prompts, latent = map(
-    module, ("peers", "curve", "drawing_speed", "guidance", "recipe", "prompts", "latent")
+peers, curve, drawing_speed, guidance, samplers, recipe, prompts, latent = map(
+    module, ("peers", "curve", "drawing_speed", "guidance", "samplers", "recipe", "prompts", "latent")
 )
 TINY = {"name": "resnet", "channels": [8], "stem": 4, "embedding_dim": 8, "cond_dim": 9}
 KINDS = dict.fromkeys(stanford_cars.BODY_TYPES, 1 / 9)
@@ -46,12 +51,11 @@ class Coarse(nn.Module):
 def quick(monkeypatch):
     """Sixty toy cars for Stanford's, and features in no time."""
 
-    def load_data(data, size):
+    def load(data, size):
         cars = toy_cars.load(60, size).images
-        return cars[:50], cars[50:], "toy cars"
+        return sets.PictureSet(data, cars[:50], cars[50:], "toy cars")
 
-    for each in (peers, curve, guidance, recipe):
-        monkeypatch.setattr(each, "load_data", load_data)
+    monkeypatch.setattr(sets, "load", load)
     monkeypatch.setitem(features.EXTRACTORS, features.DEFAULT, Coarse)
     features.extractor.cache_clear()
     yield
@@ -250,12 +254,20 @@ def test_every_snapshot_is_measured_once(tmp_path, monkeypatch):
     assert [row["images_seen"] for row in rows] == [103, 203]
     assert all(row["count"] == 6 and row["steps"] == 2 and row["guide"] is None for row in rows)
     drawn = []
-    draw = curve.drawing.draw
-    monkeypatch.setattr(curve.drawing, "draw", lambda *given: drawn.append(1) or draw(*given))
+    draw = Pipeline.__call__
+    monkeypatch.setattr(Pipeline, "__call__", lambda *given, **more: drawn.append(1) or draw(*given, **more))
     assert run_curve(tmp_path) == rows and not drawn
     guide = tmp_path / "run" / "snapshots" / "weights_000000100.safetensors"
     guided = run_curve(tmp_path, "--only", "200", "--guidance-scale", "2", "--guide", str(guide))
     assert len(guided) == 3 and len(drawn) == 1
+    late = run_curve(tmp_path, "--only", "200", "--guidance-scale", "2", "--interval", "40", "99")
+    assert late[3]["interval"] == [40, 99] and len(drawn) == 2
+    newer = ("guide_conditional", "eta", "timestep_spacing", "clip_sample")  # rows of earlier versions lack these
+    older = [{key: value for key, value in row.items() if key not in newer} for row in late]
+    (tmp_path / "curve-run.json").write_text(json.dumps(older))
+    run_curve(tmp_path)
+    run_curve(tmp_path, "--only", "200", "--guidance-scale", "2", "--interval", "40", "99")
+    assert run_curve(tmp_path) == older and len(drawn) == 2
     assert (guided[2]["guide"], guided[2]["images_seen"]) == ("/".join(guide.parts[-3:]), 203)
 
 
@@ -278,11 +290,10 @@ def test_a_measured_snapshot_is_shipped_with_its_guide(tmp_path, monkeypatch):
         "steps": 2,
         "guidance_scale": 2,
         "guide": "mine-guide",
-        "skip_layers": None,
-        "interval": None,
         "time_shift": 0,
-        "guide_described": True,
+        "guide_conditional": True,
     }
+    assert pipeline.load("mine").drawing == Drawing("dpm_solver_pp", 2, 2, "mine-guide").over(DEFAULT)
     assert card["generated"] == row["generated"] and card["images_seen"] == 200
     assert pretrained.card("mine-guide")["images_seen"] == 100
     with pytest.raises(ValueError, match="--ship takes one snapshot"):
@@ -324,10 +335,28 @@ def test_ways_of_guidance_are_measured_once_for_each_state_of_the_weights(tmp_pa
 
 
 def test_every_way_of_guidance_can_be_drawn_with_the_shipped_weights():
-    how = [{**guidance.drawing.DEFAULTS, **way} for way in guidance.WAYS.values()]
-    assert all(set(each) == set(guidance.drawing.DEFAULTS) for each in how)
-    for each in how:
-        guidance.drawing.load("stanford-cars-1m", range(2), how=each)
+    pipe = replace(pipeline.load("stanford-cars-1m"), drawing=DEFAULT)
+    for way in guidance.WAYS.values():
+        guided = pipe.guided(range(2), **way)
+        assert isinstance(guided, Guided) and (guided.guide is not None) == ("skip_layers" in way)
+        assert guided.guidance_scale == way.get("guidance_scale", 1) and guided.time_shift == way.get("time_shift", 0)
+
+
+# ---------------------------------------------------------------- samplers
+
+
+def test_every_sampler_is_measured_once_with_every_number_of_steps(tmp_path, monkeypatch):
+    weights = save(tmp_path / "mine.safetensors", 500)
+    monkeypatch.setattr(samplers, "STEPS", (1, 3))
+    command = ["--weights", str(weights), "--count", "6", "--results", str(tmp_path)]
+    samplers.main(command)
+    rows = json.loads((tmp_path / "samplers-mine.json").read_text())
+    assert [(row["sampler"], row["steps"]) for row in rows] == [(s, n) for n in (1, 3) for s in samplers.SAMPLERS]
+    assert len({json.dumps(row["generated"]) for row in rows if row["steps"] == 3}) == 3
+    assert all(row["floor"] == rows[0]["floor"] and row["size"] == 32 for row in rows)
+    monkeypatch.setattr(Pipeline, "__call__", None)  # would fail if it were called
+    samplers.main(command)
+    assert json.loads((tmp_path / "samplers-mine.json").read_text()) == rows
 
 
 # ---------------------------------------------------------------- speed
@@ -461,9 +490,7 @@ def cars(monkeypatch):
 
 def test_prompts_of_photographs_are_judged_by_pixels_and_features(tmp_path, cars, monkeypatch):
     asked = []
-    monkeypatch.setattr(
-        prompts, "draw", lambda weights, texts, how, size: asked.append(texts) or cars.part(True).images
-    )
+    monkeypatch.setattr(prompts, "draw", lambda weights, texts, way: asked.append(texts) or cars.part(True).images)
     weights = text_weights(tmp_path / "photos.safetensors", "Stanford Cars")
     prompts.main(["--weights", weights, "--results", str(tmp_path), "--only", "not guided"])
     (row,) = json.loads((tmp_path / "prompts-photos.json").read_text())

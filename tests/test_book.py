@@ -201,7 +201,7 @@ def cells():
     outputs = [v4.new_output("display_data", {"image/png": PICTURE}, metadata=alt) for alt in alts]
     code = {
         "bootstrap": "import google.colab",
-        "import": "import torch\nfrom diffusion_utils import widgets",
+        "import": "import torch\nfrom diffusion_utils.plotting import widgets",
         "walk": WALK,
         "scrubber": "widgets.scrubber([step(t) for t in (4, 2, 0, -1)])",
         "draw": DRAWN,

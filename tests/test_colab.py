@@ -58,7 +58,7 @@ import google.colab, matplotlib, nbformat
 matplotlib.use("Agg")
 path, small = sys.argv[1], eval(sys.argv[2])
 if path != sys.argv[3]:
-    from diffusion_utils import drawing, sampling
+    from diffusion_utils import pipeline, sampling
     whole = sampling.sample
     def hasty(denoiser, seeds, *arguments, **options):
         "Pictures in a fifth of the steps: rough, but drawn by the same code."
@@ -67,7 +67,7 @@ if path != sys.argv[3]:
         else:
             options["steps"] = -(-options.get("steps", 20) // 5)
         return whole(denoiser, seeds, *arguments, **options)
-    drawing.sample = sampling.sample = hasty
+    pipeline.sample = sampling.sample = hasty
 cells = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
 space = {"__name__": "__main__"}
 for place, source in enumerate(cells[:1] if path == sys.argv[3] else cells[1:]):

@@ -1,19 +1,19 @@
-"""The commands around what a network is told: captions, small pictures, latents; trained, resumed, drawn with."""
+"""The commands around conditions and latents: captions, body types, small pictures; trained, resumed, drawn with."""
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from diffusion_utils import datasets, pretrained
-from diffusion_utils import sample as sample_command
-from diffusion_utils import train as train_command
-from diffusion_utils.data import stanford_cars, to_float, toy_cars
+from diffusion_utils import pretrained
+from diffusion_utils.commands import main, parse
+from diffusion_utils.commands.train import prepare
+from diffusion_utils.data import sets, stanford_cars, to_float, toy_cars
 from diffusion_utils.data.stanford_cars import CarPictures
-from diffusion_utils.networks import build, count_parameters
-from diffusion_utils.networks.autoencoder import Autoencoder
-from diffusion_utils.presets import default_network
+from diffusion_utils.networks import Autoencoder, build, count_parameters
+from diffusion_utils.networks.presets import default_network, for_latents
 from diffusion_utils.training import load_checkpoint
 
 TINY = {"name": "resnet", "channels": [8, 8], "stem": 2, "embedding_dim": 8, "attention": [2]}
@@ -39,8 +39,8 @@ COMMON = [
 def few(monkeypatch):
     """Sixty toy cars for thousands, and toy cars for Stanford's."""
     toys = toy_cars.load(60, 16)
-    monkeypatch.setattr(toy_cars, "load", lambda count, size: toys)
-    monkeypatch.setattr(datasets, "captioned_toy_cars", lambda size: toys)
+    repeated = toys._replace(images=toys.images.repeat(160, 1, 1, 1))  # 8192 to learn from, and others
+    monkeypatch.setattr(toy_cars, "load", lambda count, size: repeated if 8192 < count < 16384 else toys)
     classes = ["Ford F-150 Regular Cab 2007", "Audi TT RS Coupe 2012"]
     photos = CarPictures(toys.images, [f"{i:05d}.jpg" for i in range(60)], torch.arange(60) % 2, classes, [])
     monkeypatch.setattr(stanford_cars, "load", lambda size: photos)
@@ -48,7 +48,19 @@ def few(monkeypatch):
 
 
 def train(*arguments):
-    train_command.main([str(a) for a in arguments])
+    parse(["train", *map(str, arguments)])()  # as main does, but errors come through
+
+
+def draw(weights, out, *arguments):
+    """The bytes of a grid."""
+    parse(["sample", *map(str, ("--weights", weights, "--out", out, *arguments))])()
+    return out.read_bytes()
+
+
+def configured(*arguments):
+    """What a command line asks to be trained, with all that depends on the pictures."""
+    (run,) = parse(["train", *map(str, arguments), "--steps", "1", "--out", "x"]).args
+    return prepare(run)
 
 
 def test_toy_cars_are_learnt_with_captions_and_without_the_held_out_kinds(few, tmp_path):
@@ -93,15 +105,15 @@ def test_super_resolution_is_trained_and_enlarges_what_another_network_draws(few
     assert card["network"] == {"name": "super_resolution", "net": TINY}
     train("--network", json.dumps(TINY), *COMMON[:-1], 8, "--out", tmp_path / "small")
     small, up = (str(tmp_path / name / "weights.safetensors") for name in ("small", "up"))
-    draw = ["--weights", small, "--count", "2", "--steps", "2", "--columns", "1", "--out", str(tmp_path / "a.png")]
-    sample_command.main(draw)
+    grid = (small, tmp_path / "a.png", "--count", 2, "--steps", 2, "--columns", 1)
+    draw(*grid)
     before = Image.open(tmp_path / "a.png").size
-    sample_command.main([*draw, "--enlarge", up])
+    draw(*grid, "--enlarge", up)
     assert Image.open(tmp_path / "a.png").size[1] == pytest.approx(2 * before[1], abs=4)
     with pytest.raises(ValueError, match="cannot enlarge"):
-        sample_command.main([*draw, "--enlarge", small])
+        draw(*grid, "--enlarge", small)
     with pytest.raises(ValueError, match="noise_level must lie in"):
-        sample_command.main([*draw, "--enlarge", up, "--noise-level", "900"])
+        draw(*grid, "--enlarge", up, "--noise-level", "900")
 
 
 def test_latents_are_learnt_mirrored_pictures_among_them(few, tmp_path):
@@ -144,18 +156,7 @@ def test_latents_are_learnt_mirrored_pictures_among_them(few, tmp_path):
     (tmp_path / "vae").rename(tmp_path / "elsewhere")  # the run has a copy
     out = out.rename(tmp_path / "moved")
     train("--resume", "--steps", 6, "--out", out)
-    sample_command.main(
-        [
-            "--weights",
-            str(out / "weights.safetensors"),
-            "--count",
-            "2",
-            "--steps",
-            "2",
-            "--out",
-            str(tmp_path / "a.png"),
-        ]
-    )
+    draw(out / "weights.safetensors", tmp_path / "a.png", "--count", 2, "--steps", 2)
     assert Image.open(tmp_path / "a.png").size[1] > 16
     moved = pretrained.load(out / "weights.safetensors")
     assert moved.autoencoder.scaling_factor == autoencoder.scaling_factor
@@ -168,23 +169,49 @@ def test_latents_are_learnt_mirrored_pictures_among_them(few, tmp_path):
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_latents_are_those_of_the_pictures_and_of_the_mirrored_ones(mirrored):
     torch.manual_seed(0)
-    autoencoder, images, cond = Autoencoder((8, 8), 2), toy_cars.load(300, 16).images, torch.arange(300)
-    latents, told = datasets.as_latents(autoencoder, images, cond, mirrored)
+    autoencoder, images = Autoencoder((8, 8), 2), toy_cars.load(300, 16).images
+    latents = sets.as_latents(autoencoder, images, mirrored)
     ways = [images, images.flip(3)] if mirrored else [images]
     expected = torch.cat([autoencoder.to_latents(to_float(way)) for way in ways])
     torch.testing.assert_close(latents, expected)
-    assert told.tolist() == cond.tolist() * len(ways)
+
+
+def test_conditions_stay_with_the_latents_of_their_pictures(few):
+    """Those of the mirrored pictures, which follow, begin anew."""
+    network = {"name": "resnet", "channels": [8, 8], "embedding_dim": 8}
+    own = ["--data", "stanford_cars", "--size", 16, "--autoencoder", "stanford-cars-autoencoder-4"]
+    job = configured(*own, "--condition", "body_type", "--network", json.dumps(network))
+    cars = few.part(held_out=False)
+    assert len(job.images) == len(job.cond) == 2 * len(cars.images)
+    assert job.cond.argmax(1).tolist() == cars.body_types().tolist() * 2
+    torch.testing.assert_close(job.images[: len(cars.images)], sets.as_latents(job.autoencoder, cars.images))
 
 
 def test_a_prompt_is_drawn_and_what_was_not_understood_is_said(tmp_path, capsys):
-    draw = ["--weights", "toy-cars-text", "--count", "2", "--steps", "2", "--columns", "2"]
+    grid = ("toy-cars-text", tmp_path / "a.png", "--count", 2, "--steps", 2, "--columns", 2)
     pictures = []
-    for prompt in (["--prompt", "a red van"], ["--prompt", "a sparkling red van"], ["--prompt", "a blue van"], []):
-        sample_command.main([*draw, *prompt, "--out", str(tmp_path / "a.png")])
-        pictures.append((tmp_path / "a.png").read_bytes())
+    for prompts in (["a red van"], ["a sparkling red van"], ["a blue van"], [], ["a red van", "a blue van"]):
+        pictures.append(draw(*grid, *(["--prompt", *prompts] if prompts else [])))
         said = capsys.readouterr().err
-        assert ("sparkling" in said) == ("a sparkling red van" in prompt)
-    assert pictures[0] == pictures[1] and len(set(pictures)) == 3
+        assert ("sparkling" in said) == ("a sparkling red van" in prompts)
+    assert pictures[0] == pictures[1] and len(set(pictures)) == 4
+
+
+def test_each_picture_can_have_a_prompt_of_its_own(tmp_path):
+    def halves(*prompts):
+        draw("toy-cars-text", tmp_path / "a.png", *own, "--prompt", *prompts)
+        pixels = np.asarray(Image.open(tmp_path / "a.png").convert("RGB"))
+        middle = pixels.shape[1] // 2
+        return pixels[:, : middle - 2], pixels[:, middle + 2 :]  # without the seam, where the two may meet
+
+    own = ["--count", 2, "--steps", 2, "--columns", 2]
+    (red, other_red), (blue, other_blue), mixed = halves("a red van"), halves("a blue van"), halves("red", "a blue van")
+    first, second = halves("a red van", "a blue van")
+    assert np.array_equal(first, red) and np.array_equal(second, other_blue)
+    assert not np.array_equal(first, blue) and not np.array_equal(second, other_red)
+    assert not np.array_equal(mixed[0], red) and np.array_equal(mixed[1], other_blue)
+    with pytest.raises(ValueError, match="3 prompts for 2 pictures: give one for all, or one each"):
+        halves("red", "blue", "green")
 
 
 @pytest.mark.parametrize(
@@ -196,37 +223,44 @@ def test_a_prompt_is_drawn_and_what_was_not_understood_is_said(tmp_path, capsys)
         (["--autoencoder", "nowhere.safetensors"], "no weights named"),
     ],
 )
-def test_what_cannot_be_told_is_an_error_and_nothing_is_written(few, tmp_path, arguments, message):
+def test_a_condition_that_is_not_known_is_an_error_and_nothing_is_written(few, tmp_path, capsys, arguments, message):
     (tmp_path / "folder").mkdir()
     Image.new("RGB", (20, 20)).save(tmp_path / "folder/a.png")
     arguments = [str(tmp_path / "folder") if a == "folder" else a for a in arguments]
-    with pytest.raises((ValueError, FileNotFoundError), match=message):
-        train(*arguments, *COMMON, "--out", tmp_path / "run")
+    assert message in refused(capsys, *arguments, *COMMON, "--out", tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def configured(*arguments):
-    return train_command.configure(train_command.parse([*arguments, "--steps", "1", "--out", "x"]))
+def refused(capsys, *arguments):
+    """What `train` says where it does not begin: one sentence."""
+    capsys.readouterr()
+    try:
+        code = main(["train", *map(str, arguments)])
+    except SystemExit as stop:
+        code = stop.code
+    said = capsys.readouterr().err
+    assert code in (1, 2) and said.startswith("error: ") and said.count("\n") == 1
+    return said
 
 
-def test_captions_that_say_left_and_right_are_never_mirrored():
-    assert configured("--data", "toy_cars")[0].flip
-    config, run = configured("--data", "toy_cars", "--start", "toy-cars-text", "--objective", "consistency")
-    assert run["condition"] == "caption" and not config.flip
+def test_captions_that_say_left_and_right_are_never_mirrored(few):
+    assert configured("--data", "toy_cars").run.config.flip
+    run = configured("--data", "toy_cars", "--start", "toy-cars-text", "--objective", "consistency").run
+    assert run.condition == "caption" and not run.config.flip
 
 
-def test_weights_of_latents_bring_their_autoencoder(tmp_path):
+def test_weights_of_latents_bring_their_autoencoder(few, tmp_path):
     about = {**pretrained.card("toy-cars-resnet"), "autoencoder": "stanford-cars-autoencoder-4"}
     path = tmp_path / "latents.safetensors"
     pretrained.save(path, pretrained.load("toy-cars-resnet"), about)
-    config, run = configured("--data", "toy_cars", "--start", str(path))
-    assert run["autoencoder"] == "stanford-cars-autoencoder-4" and not config.flip
+    run = configured("--data", "toy_cars", "--start", path).run
+    assert run.autoencoder == "stanford-cars-autoencoder-4" and not run.config.flip
 
 
 @pytest.mark.parametrize("stem, width", [(2, 64), (4, 80)])
 def test_latents_of_each_size_have_a_network_of_their_own(stem, width):
     autoencoder = Autoencoder((8, 8), 5, stem=stem)
-    network = datasets.for_latents(default_network("stanford_cars", "caption", autoencoder=autoencoder), autoencoder)
+    network = for_latents(default_network("stanford_cars", "caption", autoencoder=autoencoder), autoencoder)
     assert network["channels"][0] == width and network["picture_channels"] == 5
     net = build(**network)
     x = torch.zeros(1, *autoencoder.latent_shape(64, 64))
@@ -237,7 +271,7 @@ def test_latents_of_each_size_have_a_network_of_their_own(stem, width):
     "arguments, message",
     [
         (["--autoencoder", "toy-cars-resnet"], "is no autoencoder"),
-        (["--objective", "autoencoder", "--condition", "low_resolution"], "is told nothing"),
+        (["--objective", "autoencoder", "--condition", "low_resolution"], "takes no condition"),
         (["--autoencoder", "x", "--condition", "low_resolution"], "works on pixels"),
         (["--start", "toy-cars-resnet", "--autoencoder", "x"], "draws pixels and cannot learn latents"),
         (
@@ -251,25 +285,19 @@ def test_latents_of_each_size_have_a_network_of_their_own(stem, width):
         (["--objective", "autoencoder", "--kl-weight", "-1"], "kl_weight must be at least 0"),
     ],
 )
-def test_what_does_not_go_together_is_said(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        configured("--data", "toy_cars", *arguments)
+def test_what_does_not_go_together_is_said(few, tmp_path, capsys, arguments, message):
+    arguments = ("--data", "toy_cars", *arguments, "--steps", 1, "--out", tmp_path / "run")
+    assert message in refused(capsys, *arguments)
+    assert not (tmp_path / "run").exists()
 
 
-def test_told_nothing_weights_that_take_prompts_are_not_guided(tmp_path):
-    sample_command.main(
-        [
-            "--weights",
-            "toy-cars-text",
-            "--prompt",
-            "none",
-            "--count",
-            "1",
-            "--steps",
-            "2",
-            "--out",
-            str(tmp_path / "a.png"),
-        ]
-    )
+def test_unconditional_weights_that_take_prompts_are_not_guided(tmp_path):
+    grid = ("toy-cars-text", tmp_path / "a.png", "--condition", "none", "--count", 1, "--steps", 2)
+    assert draw(*grid) == draw(*grid, "--guidance-scale", 1)
+    with pytest.raises(ValueError, match="takes no condition: say it as a prompt"):
+        draw("toy-cars-text", tmp_path / "b.png", "--condition", "van")
+    with pytest.raises(ValueError, match="takes no prompt: leave it out"):
+        draw("stanford-cars-1m", tmp_path / "b.png", "--prompt", "a van")
     with pytest.raises(ValueError, match="cannot draw from nothing"):
-        sample_command.main(["--weights", "toy-cars-super-resolution", "--out", str(tmp_path / "b.png")])
+        draw("toy-cars-super-resolution", tmp_path / "b.png")
+    assert not (tmp_path / "b.png").exists()

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from diffusion_utils.consistency import BOUNDARY, cleaner_level, consistency_loss
 from diffusion_utils.data import to_float
-from diffusion_utils.prediction import PREDICTION_TYPES, target
+from diffusion_utils.prediction import PREDICTION_TYPES, Denoiser, target
 from diffusion_utils.sampling import sample
 from diffusion_utils.schedule import make_schedule
 from diffusion_utils.training import TrainConfig, train
+from diffusion_utils.training.consistency import BOUNDARY, cleaner_level, consistency_loss
 
 SCHEDULE = make_schedule("cosine", 1000)
 LEVELS = SCHEDULE.snr() ** -0.5
@@ -76,7 +76,7 @@ def test_the_loss_and_its_gradient_are_those_computed_by_hand(stage):
     def call(x_t, t, cond=None):
         return net(x_t) + t.view(-1, 1, 1, 1) / 1000
 
-    loss = consistency_loss(call, x0, noise, t, SCHEDULE, "sample", stage)
+    loss = consistency_loss(Denoiser(call, SCHEDULE, "sample"), x0, noise, t, stage)
     expected = by_hand(call, x0, noise, t, stage)
     torch.testing.assert_close(loss.double(), expected.double(), rtol=1e-4, atol=1e-5)
     gradients = [torch.autograd.grad(each, net.weight)[0] for each in (loss, expected)]
@@ -85,13 +85,14 @@ def test_the_loss_and_its_gradient_are_those_computed_by_hand(stage):
 
 def test_who_knows_the_picture_makes_no_error():
     x0, noise, t = example([300, 320, 350])  # taught by the picture itself, at first
-    loss = consistency_loss(Knows(x0), x0, noise, t, SCHEDULE, "sample", 0)
-    other = consistency_loss(Knows(-x0), x0, noise, t, SCHEDULE, "sample", 0)
+    loss, other = (
+        consistency_loss(Denoiser(Knows(picture), SCHEDULE, "sample"), x0, noise, t, 0) for picture in (x0, -x0)
+    )
     assert loss < 0.02 and other > 1
 
 
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
-def test_every_question_can_be_tuned(prediction_type):
+def test_every_prediction_type_can_be_tuned(prediction_type):
     x0, noise, t = example([400, 800])
     seen = []
 
@@ -100,21 +101,21 @@ def test_every_question_can_be_tuned(prediction_type):
         seen.append(steps)
         return target(prediction_type, x0, noise, *SCHEDULE.alpha_sigma(steps, like=x0), 0.5)
 
-    assert consistency_loss(exact, x0, noise, t, SCHEDULE, prediction_type, 4) < 0.01
+    assert consistency_loss(Denoiser(exact, SCHEDULE, prediction_type), x0, noise, t, 4) < 0.01
     assert (seen[0] < seen[1]).all() or (seen[1] < seen[0]).all()
 
 
-def test_the_description_reaches_teacher_and_student():
+def test_the_condition_reaches_teacher_and_student():
     x0, noise, t = example([60, 500])
-    told = []
+    given = []
 
     def net(x_t, steps, cond):
-        told.append(cond)
+        given.append(cond)
         return x_t
 
     cond = torch.tensor([[1.0], [2.0]])
-    consistency_loss(net, x0, noise, t, SCHEDULE, "sample", 4, cond=cond)
-    assert len(told) == 2 and all(each is cond for each in told)
+    consistency_loss(Denoiser(net, SCHEDULE, "sample"), x0, noise, t, 4, cond=cond)
+    assert len(given) == 2 and all(each is cond for each in given)
 
 
 NETWORK = {"name": "resnet", "channels": [16], "stem": 2, "embedding_dim": 16}

@@ -1,19 +1,16 @@
 """The command that evaluates weights, from the command line to the file it leaves."""
 
 import json
-import runpy
-import sys
 
 import pytest
 import torch
 from PIL import Image
 
-from diffusion_utils import drawing, features, pretrained
-from diffusion_utils import evaluate as evaluate_command
-from diffusion_utils.data import to_uint8, toy_cars
-from diffusion_utils.sampling import sample
-
-TINY = {"name": "resnet", "channels": [8, 8], "stem": 2, "embedding_dim": 8}
+from diffusion_utils import pipeline, pretrained
+from diffusion_utils.commands import main
+from diffusion_utils.data import toy_cars
+from diffusion_utils.evaluation import Reference, features
+from diffusion_utils.pipeline import Pipeline
 
 
 class Coarse(torch.nn.Module):
@@ -26,30 +23,15 @@ class Coarse(torch.nn.Module):
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory):
+def weights(tmp_path_factory, tiny_weights):
     """Weights of a network that draws noise at 16×16."""
-    torch.manual_seed(0)
-    net = pretrained.networks.build(**TINY).eval()
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
-    about = {
-        "network": TINY,
-        "prediction_type": "sample",
-        "schedule": "cosine",
-        "num_train_timesteps": 100,
-        "zero_terminal_snr": False,
-        "size": 16,
-    }
-    denoiser = pretrained.Denoiser(net, pretrained.make_schedule("cosine", 100), "sample")
     path = tmp_path_factory.mktemp("weights") / "mine.safetensors"
-    pretrained.save(path, denoiser, about)
-    return path
+    return tiny_weights(path, network={"name": "resnet", "channels": [8, 8], "stem": 2, "embedding_dim": 8}, size=16)
 
 
 @pytest.fixture
-def quick(monkeypatch):
-    """Few toy cars and a quick extractor."""
+def quick(monkeypatch, tmp_path_factory):
+    """Few toy cars, and a quick extractor in place of the default one."""
     draw = toy_cars.load
 
     def load(count, size):
@@ -57,24 +39,29 @@ def quick(monkeypatch):
         return cars._replace(images=cars.images.repeat(-(-count // 64), 1, 1, 1)[:count])
 
     monkeypatch.setattr(toy_cars, "load", load)
-    monkeypatch.setitem(features.EXTRACTORS, "coarse", Coarse)
+    monkeypatch.setitem(features.EXTRACTORS, features.DEFAULT, Coarse)
+    monkeypatch.setenv("DIFFUSION_UTILS_CACHE", str(tmp_path_factory.mktemp("coarse")))
+    features.extractor.cache_clear()
+    yield
+    features.extractor.cache_clear()
 
 
 def evaluate(weights, *arguments):
-    own = ["--weights", weights, "--data", "toy_cars", "--extractor", "coarse", "--device", "cpu"]
-    evaluate_command.main([str(a) for a in (*own, *arguments)])
+    own = ["--weights", weights, "--data", "toy_cars", "--device", "cpu"]
+    return main(["evaluate", *map(str, [*own, *arguments])])
 
 
 def test_evaluate_writes_what_it_measured_and_how(tmp_path, weights, quick, capsys):
     out = tmp_path / "new" / "result.json"
     settings = ["--count", 70, "--sampler", "ddim", "--steps", 3, "--seed", 5]
-    evaluate(weights, *settings, "--out", out)
+    assert evaluate(weights, *settings, "--out", out) == 0
     said, result = capsys.readouterr().out, json.loads(out.read_text())
     about = pretrained.card(weights)
     assert result["weights"] == str(weights) and result["parameters"] == about["parameters"]
     assert (result["sampler"], result["steps"], result["seed"], result["size"]) == ("ddim", 3, 5, 16)
+    assert result["guidance_scale"] == 1 and result["condition"] is None
     assert result["counts"] == {"generated": 70, "held_out": 512, "train": 8192}
-    assert result["extractor"] == "coarse" and result["data"].startswith("toy cars")
+    assert result["extractor"] == features.DEFAULT and result["data"].startswith("toy cars")
     assert result["seconds_of_drawing"] >= 0 and {"machine", "torch", "date"} <= result.keys()
     # Noise is no car, and every figure is printed beside its floor.
     assert result["generated"]["kid"] > 10 * abs(result["floor"]["kid"])
@@ -84,44 +71,61 @@ def test_evaluate_writes_what_it_measured_and_how(tmp_path, weights, quick, caps
     for line, (name, value) in zip(lines[2:], result["generated"].items(), strict=True):
         assert line.split() == [*name.split("_"), f"{value:g}", f"{result['floor'][name]:g}"]
     assert [p.name for p in out.parent.iterdir()] == ["result.json"]
+    # What it measured are the pictures of these seeds, against these cars.
+    cars = toy_cars.load(8704, 16).images
+    drawn = pipeline.load(str(weights))(range(5, 75), sampler="ddim", steps=3)
+    expected = Reference(cars[:8192], cars[8192:]).evaluate(drawn)
+    assert {key: result[key] for key in expected} == expected
     # The same command measures the same, with --out or without.
-    evaluate(weights, *settings)
+    assert evaluate(weights, *settings) == 0
     assert capsys.readouterr().out == said
 
 
-def test_pictures_are_those_of_their_seeds_in_whatever_batches(weights, monkeypatch):
-    denoiser = pretrained.load(weights)
-    monkeypatch.setattr(drawing, "BATCH", 2)
-    drawn = drawing.draw(denoiser, range(3, 8), 16, "ddim", 2, "cpu")
-    whole = to_uint8(sample(denoiser, range(3, 8), (3, 16, 16), "ddim", 2))
-    assert drawn.dtype == torch.uint8 and (drawn.int() - whole.int()).abs().max() <= 1
+def test_condition_and_guidance_reach_the_drawing_and_the_result(tmp_path, tiny_weights, quick, monkeypatch):
+    weights = tiny_weights(tmp_path / "two.safetensors", conditions={"red": 0.5, "blue": 0.5}, size=16)
+    drawn, draw = [], Pipeline.__call__
+    monkeypatch.setattr(Pipeline, "__call__", lambda self, *a, **o: drawn.append(draw(self, *a, **o)) or drawn[-1])
+    asked = ["--condition", "blue", "--guidance-scale", 2, "--interval", 10, 60, "--steps", 2, "--count", 5]
+    assert evaluate(weights, *asked, "--out", tmp_path / "result.json") == 0
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert (result["condition"], result["guidance_scale"], result["interval"]) == ("blue", 2, [10, 60])
+    monkeypatch.undo()
+    pipe = pipeline.load(str(weights))
+    assert torch.equal(drawn[0], pipe(range(5), "blue", guidance_scale=2, interval=(10, 60), steps=2))
+    assert not torch.equal(drawn[0], pipe(range(5), "red", guidance_scale=2, interval=(10, 60), steps=2))
 
 
-ERRORS = {
-    "weights": (["--weights", "nobodys"], "no weights named 'nobodys'"),
-    "count": (["--count", 3], "--count must be at least 4"),
-    "folder": (["--data", "no/such"], "no/such is not a folder: give the path of a folder"),
-    "steps": (["--steps", 101], "in [1, 100], not 101"),
-    "out": (["--out", "."], "--out . is a folder: give the name of a file"),
+ERRORS = {  # arguments, exit code, sentence
+    "weights": (["--weights", "nobodys"], 1, "no weights named 'nobodys'"),
+    "count": (["--count", 3], 1, "--count must be at least 4"),
+    "folder": (["--data", "no/such"], 1, "no/such is not a folder: give the path of a folder"),
+    "steps": (["--steps", 101], 1, "in [1, 100], not 101"),
+    "out": (["--out", "."], 1, "--out . is a folder: give the name of a file"),
+    "condition": (["--condition", "red"], 1, "takes no condition: leave it out"),
+    "prompt": (["--prompt", "red"], 1, "takes no prompt: leave it out"),
+    "extractor": (["--extractor", "vgg"], 2, "invalid choice 'vgg' for argument '--extractor'"),
+    "interval": (["--interval", 60, 20], 2, "lowest and the highest timestep, such as 100 900, not (60, 20)"),
 }
 
 
-@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
-@pytest.mark.parametrize("arguments, text", ERRORS.values(), ids=ERRORS)
-def test_errors_are_one_sentence_and_leave_nothing(tmp_path, weights, quick, monkeypatch, arguments, text):
+@pytest.mark.parametrize("arguments, code, text", ERRORS.values(), ids=ERRORS)
+def test_errors_are_one_sentence_and_leave_nothing(
+    tmp_path, weights, quick, monkeypatch, capsys, arguments, code, text
+):
     monkeypatch.chdir(tmp_path)
-    own = ["--weights", weights, "--data", "toy_cars", "--extractor", "coarse", "--out", "result.json"]
-    monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, [*own, "--device", "cpu", *arguments])])
-    with pytest.raises(SystemExit) as left:
-        runpy.run_module("diffusion_utils.evaluate", run_name="__main__")
-    said = left.value.code
-    assert said.startswith("error: ") and text in said and "\n" not in said
+    try:
+        left = evaluate(weights, "--out", "result.json", *arguments)
+    except SystemExit as stop:
+        left = stop.code
+    out, err = capsys.readouterr()
+    shown = err.rpartition("\r")[2]  # a progress bar wipes itself away
+    assert left == code and out == ""
+    assert shown.startswith("error: ") and text in shown and shown.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
-def test_a_folder_without_held_out_pictures_is_refused(tmp_path, weights, quick):
+def test_a_folder_without_held_out_pictures_is_refused(tmp_path, weights, quick, capsys):
     for i in range(5):
         Image.new("RGB", (16, 12), (i, 0, 0)).save(tmp_path / f"{i}.png")
-    with pytest.raises(ValueError, match="holds too few pictures to keep 4 of them out of training"):
-        evaluate(weights, "--data", tmp_path, "--count", 4)
+    assert evaluate(weights, "--data", tmp_path, "--count", 4) == 1
+    assert "holds too few pictures to keep 4 of them out of training" in capsys.readouterr().err

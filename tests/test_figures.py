@@ -1,5 +1,6 @@
 """The figures made from measurements show what was measured, and say what is missing."""
 
+import importlib
 import json
 from pathlib import Path
 from xml.etree import ElementTree
@@ -7,8 +8,12 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from diffusion_utils import figures
+from diffusion_utils import pipeline
+from diffusion_utils.commands import main
+from diffusion_utils.data import to_uint8
 from diffusion_utils.plotting import save_grid
+
+figures = importlib.import_module("diffusion_utils.commands.figures")  # the command of this name is its function
 
 
 def row(images_seen, kid, **how):
@@ -77,10 +82,23 @@ def test_a_car_comes_out_of_noise(tmp_path, monkeypatch):
     ((rows, times, labels),) = given
     assert len(rows) == len(labels) == 4 and times[-1] == "finished" and times[0] == "t = 999"
     assert rows[0][0].std() > 0.9 and torch.equal(rows[0][-1], rows[1][-1])  # from noise; the end is the last guess
+    finished = pipeline.load(figures.HEADLINE)(range(2))
+    assert torch.equal(to_uint8(torch.stack([rows[0][-1], rows[2][-1]])), finished)
+
+
+def test_the_command_makes_the_named_figures_and_refuses_others(tmp_path, monkeypatch, capsys):
+    made = []
+    for name in ("segnet", "u_net"):
+        monkeypatch.setitem(figures.FIGURES, name, lambda out, name=name: made.append((name, out)) or out / name)
+    assert main(["figures", "u_net", "segnet", "--out", str(tmp_path)]) == 0
+    assert made == [("u_net", tmp_path), ("segnet", tmp_path)]
+    assert capsys.readouterr().out.split() == [str(tmp_path / "u_net"), str(tmp_path / "segnet")]
+    assert main(["figures", "segnet", "cars", "--out", str(tmp_path)]) == 1
+    assert len(made) == 2 and "error: no figure named 'cars': choose among examples," in capsys.readouterr().err
 
 
 def test_every_figure_of_images_is_made_by_a_command_and_small():
-    folder = Path(figures.__file__).parents[1] / "images"
+    folder = Path(figures.__file__).parents[2] / "images"
     source = Path(figures.__file__).read_text()
     files = [path for path in folder.iterdir() if path.stem != "peers-32-cpu"]  # named by its benchmark's run
     assert len(files) > 12

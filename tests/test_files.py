@@ -1,11 +1,14 @@
-"""Atomic writing: a file holds its old contents or the whole new ones, never a mixture."""
+"""Files: they hold their old contents or the whole new ones, never a mixture; and the cache folder."""
 
+import json
 import os
 import stat
 
 import pytest
+import torch
 
-from diffusion_utils.files import write_atomically
+from diffusion_utils import files
+from diffusion_utils.files import read_cached, write_atomically, write_cached, write_json, write_text
 
 
 def names(folder):
@@ -97,3 +100,55 @@ def test_a_process_that_dies_on_the_way_leaves_the_old_file(tmp_path, monkeypatc
     assert len(names(tmp_path)) == 2  # and a leftover, which the next write does not mind
     write_atomically(path, lambda temporary: temporary.write_text("new"))
     assert path.read_text() == "new"
+
+
+def test_text_and_json_are_utf_8_whatever_the_system_prefers(tmp_path):
+    write_text(tmp_path / "a" / "note.txt", "ᾱ → x̂₀")
+    assert (tmp_path / "a" / "note.txt").read_bytes() == "ᾱ → x̂₀".encode()
+    value = {"share": [0.5, None], "loss of x̂₀": True}
+    write_json(tmp_path / "card.json", value)
+    text = (tmp_path / "card.json").read_bytes().decode()
+    assert json.loads(text) == value and "x̂₀" in text and text.endswith("}\n") and "\n  " in text
+    write_json(tmp_path / "card.json", value, indent=None)
+    assert (tmp_path / "card.json").read_bytes().count(b"\n") == 1
+
+
+def test_what_is_no_json_leaves_the_old_file(tmp_path):
+    write_json(tmp_path / "card.json", [1])
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "card.json", [1, object()])
+    assert json.loads((tmp_path / "card.json").read_text()) == [1] and names(tmp_path) == ["card.json"]
+
+
+# ---------------------------------------------------------------- the cache folder
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv(files.CACHE_VARIABLE, str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_a_tensor_is_kept_and_read_again(cache):
+    tensor = torch.arange(6, dtype=torch.uint8).view(2, 3)
+    assert files.cache_folder() == cache and read_cached("cars") is None
+    write_cached("cars", tensor)
+    again = read_cached("cars")
+    assert torch.equal(again, tensor) and again.dtype == tensor.dtype and names(cache) == ["cars.safetensors"]
+    assert read_cached("other") is None
+
+
+@pytest.mark.parametrize("damage", [b"", b"half of a file", None])
+def test_a_damaged_file_counts_as_none(cache, damage):
+    write_cached("cars", torch.zeros(3))
+    whole = (cache / "cars.safetensors").read_bytes()
+    (cache / "cars.safetensors").write_bytes(whole[:-4] if damage is None else damage)
+    assert read_cached("cars") is None
+    write_cached("cars", torch.ones(3))
+    assert torch.equal(read_cached("cars"), torch.ones(3))
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(cache):
+    cache.write_text("a file stands where the folder belongs")
+    write_cached("cars", torch.zeros(3))
+    assert read_cached("cars") is None

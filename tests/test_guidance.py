@@ -18,7 +18,7 @@ SCHEDULE = make_schedule("cosine", 100)
 
 
 class Says(nn.Module):
-    """Answers with one number, plus the first number of the description; counts its calls."""
+    """Answers with one number, plus the first number of the condition; counts its calls."""
 
     def __init__(self, value):
         super().__init__()
@@ -43,8 +43,8 @@ def values(x0):
     return pytest.approx([float(picture.flatten()[0]) for picture in x0], abs=1e-6)
 
 
-def test_classifier_free_guidance_goes_beyond_the_described_guess():
-    # described: 0.5 + (0.1, 0.3); not described: 0.5; w = 3
+def test_classifier_free_guidance_goes_beyond_the_conditional_guess():
+    # conditional: 0.5 + (0.1, 0.3); unconditional: 0.5; w = 3
     assert values(Guided(says(0.5), COND, guidance_scale=3)(X, T)) == [0.5 + 3 * 0.1, 0.5 + 3 * 0.3]
 
 
@@ -52,13 +52,13 @@ def test_autoguidance_goes_beyond_the_weaker_network():
     assert values(Guided(says(0.5), guide=says(0.2), guidance_scale=2)(X, T)) == [0.8, 0.8]
 
 
-def test_a_guide_may_be_left_undescribed():
-    guided = Guided(says(0.5), COND, says(0.2), guidance_scale=2, guide_described=False)
+def test_a_guide_may_be_unconditional():
+    guided = Guided(says(0.5), COND, says(0.2), guidance_scale=2, guide_conditional=False)
     assert values(guided(X, T)) == [0.2 + 2 * (0.6 - 0.2), 0.2 + 2 * (0.8 - 0.2)]
     assert guided.guide.net.calls[0][1] is None
 
 
-def test_with_both_the_weaker_network_gets_the_same_description():
+def test_with_both_the_weaker_network_gets_the_same_condition():
     guided = Guided(says(0.5), COND, says(0.2), guidance_scale=2)
     assert values(guided(X, T)) == [0.9, 1.1]
     assert torch.equal(guided.guide.net.calls[0][1], COND)
@@ -76,7 +76,7 @@ def test_a_scale_of_1_asks_one_network_once():
         assert guided.guide is None or not guided.guide.net.calls
 
 
-def test_described_and_undescribed_are_asked_in_one_call():
+def test_conditional_and_unconditional_are_asked_in_one_call():
     guided = Guided(says(0.5), COND, guidance_scale=3)
     guided(X, T)
     ((count, cond),) = guided.denoiser.net.calls

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffusion_utils import features, networks
-from diffusion_utils.config import TrainConfig
+from diffusion_utils import networks
 from diffusion_utils.data import toy_cars
 from diffusion_utils.data.stanford_cars import CarPictures
+from diffusion_utils.evaluation import features
+from diffusion_utils.training import TrainConfig
 
 FILE = Path(__file__).parents[1] / "benchmarks" / "ladder.py"
 spec = importlib.util.spec_from_file_location("ladder", FILE)

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from scipy.linalg import sqrtm
 from torch import nn
 
-from diffusion_utils import features as extractors
 from diffusion_utils.data import to_float, to_uint8, toy_cars
 from diffusion_utils.evaluation import Reference
-from diffusion_utils.features import cached, extractor, features
-from diffusion_utils.metrics import copy_rate, fid, kid, nearest, precision_recall
+from diffusion_utils.evaluation import features as extractors
+from diffusion_utils.evaluation.features import cached, extractor, features
+from diffusion_utils.evaluation.metrics import copy_rate, fid, kid, nearest, precision_recall
 
 
 def rows(N, D=6, seed=0, shift=0.0):
@@ -332,10 +332,3 @@ def test_a_missing_package_says_what_to_install(monkeypatch, name, package, inst
     monkeypatch.setitem(sys.modules, package, None)  # makes the import fail
     with pytest.raises(ImportError, match=f"the extractor '{name}' needs: pip install {install}"):
         extractor(name)
-
-
-def test_kid_and_fid_without_torchmetrics_say_what_to_install(monkeypatch):
-    for measure, module in ((kid, "kid"), (fid, "fid")):
-        monkeypatch.setitem(sys.modules, f"torchmetrics.image.{module}", None)
-        with pytest.raises(ImportError, match="KID and FID need: pip install torchmetrics"):
-            measure(rows(5), rows(5))

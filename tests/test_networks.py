@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from diffusion_utils import presets
-from diffusion_utils.networks import build, count_parameters, stages
+from diffusion_utils.networks import NETWORKS, build, count_parameters, presets, register, registry, stages
 from diffusion_utils.networks.blocks import (
     Downsample,
     PoolDown,
@@ -96,6 +95,47 @@ def test_the_answer_has_the_shape_of_the_question(options, stride):
     for height, width in [(stride, stride), (2 * stride, 3 * stride), (3 * stride, stride)]:
         x = batch(options, height, width)
         assert net(x, torch.tensor([0, 999])).shape == x.shape
+
+
+@torch.no_grad()
+def test_the_answer_is_that_of_the_parts_put_together_by_hand():
+    x, t = batch({}, 8, 8), torch.tensor([3, 700])
+
+    net = woken({"channels": (8, 16), "stem": 2, "decoder_depth": 1})
+    block, down, deeper = net.encoder
+    up, last = net.decoder
+    embedding = net.embed(t)
+    low = deeper(down(block(net.stem(x), embedding)), embedding)
+    torch.testing.assert_close(net(x, t), net.head(last(up(low), embedding)))
+
+    net = woken({"channels": (8, 16), "stem": 2, "skip": "add", "attention": (4,), "patch_head": True})
+    block, down, deeper, attend = net.encoder
+    skip_up, activation = net.decoder
+    embedding = net.embed(t)
+    high = block(net.stem(x), embedding)
+    low = attend(deeper(down(high), embedding))
+    torch.testing.assert_close(net(x, t), net.head(activation(skip_up.up(low) + high)))
+
+    net = woken({"name": "segnet", "channels": (8,), "depth": 1})
+    embedding = net.embed(t)
+    high = net.encoder[0][0](x, embedding)
+    pooled, places = nn.functional.max_pool2d(high, 2, return_indices=True)
+    back = nn.functional.max_unpool2d(pooled, places, 2)
+    torch.testing.assert_close(net(x, t), net.head(net.decoder[0][0](back, embedding)))
+
+    net = woken({"name": "unet", "channels": (8, 16), "depth": 1})
+    embedding = net.embed(t)
+    first = net.stem(x)
+    second = net.down[0][0](first, embedding)
+    third = net.down[1](second)
+    fourth = net.down[2][0](third, embedding)
+    low = net.middle[2](net.middle[1](net.middle[0](fourth, embedding)), embedding)
+    for layer, kept in zip(net.up[:2], (fourth, third)):
+        low = layer[0](torch.cat([low, kept], dim=1), embedding)
+    high = net.up[2](low)
+    for layer, kept in zip(net.up[3:], (second, first)):
+        high = layer[0](torch.cat([high, kept], dim=1), embedding)
+    torch.testing.assert_close(net(x, t), net.head(high))
 
 
 @every_network
@@ -224,13 +264,13 @@ def test_without_timestep_a_network_answers_as_at_t_0(options):
         assert not torch.allclose(seeing(x, torch.tensor([7, 999]), cond), at_0, atol=1e-6)
 
 
-# Descriptions of the picture
+# Conditions
 
 every_name = pytest.mark.parametrize("name", ["resnet", "segnet", "unet"])
 
 
 @every_name
-def test_a_description_changes_the_answer_of_its_own_picture(name):
+def test_a_condition_changes_the_answer_of_its_own_picture(name):
     net = woken({"name": name, "channels": (8, 16), "cond_dim": 5})
     x, t = batch({}, 8, 8), torch.tensor([9, 9])
     cond = torch.randn(2, 5, generator=torch.Generator().manual_seed(0))
@@ -243,7 +283,7 @@ def test_a_description_changes_the_answer_of_its_own_picture(name):
 
 
 @every_name
-def test_without_a_description_the_network_is_the_one_built_without(name):
+def test_without_a_condition_the_network_is_the_one_built_without(name):
     options = {"name": name, "channels": (8, 16)}
     net, plain = woken({**options, "cond_dim": 5}), new(options)
     plain.load_state_dict({k: v for k, v in net.state_dict().items() if not k.startswith("embed.cond.")})
@@ -317,13 +357,36 @@ def test_only_what_asks_for_a_checkerboard_has_one():
         assert bool(uneven) == (options.get("upsample") == "transposed_k3")
 
 
+def written_by_hand(x, layer):
+    """A transposed convolution of stride 2 with 1 of padding: every input writes its kernel's worth of pixels."""
+    kernel, (height, width) = layer.weight, x.shape[2:]
+    size = kernel.shape[2]
+    canvas = torch.zeros(len(x), kernel.shape[1], 2 * height + 4, 2 * width + 4)
+    for i in range(height):
+        for j in range(width):
+            written = torch.einsum("nc,cdkl->ndkl", x[:, :, i, j], kernel)
+            canvas[:, :, 2 * i : 2 * i + size, 2 * j : 2 * j + size] += written
+    return canvas[:, :, 1 : 2 * height + 1, 1 : 2 * width + 1] + layer.bias[:, None, None]
+
+
 @pytest.mark.parametrize("kind", UPSAMPLES)
 @pytest.mark.parametrize("height, width", [(8, 8), (4, 10)])
+@torch.no_grad()
 def test_every_kind_of_upsampling_doubles(kind, height, width):
     x, kept = torch.randn(2, 3, height, width), torch.randn(2, 5, 2 * height, 2 * width)
-    assert upsample(kind, 3, 5)(x).shape == kept.shape
+    layer = upsample(kind, 3, 5)
+    if kind.startswith("transposed"):
+        expected = written_by_hand(x, layer)
+    elif kind == "nearest":
+        expected = layer[1](x.repeat_interleave(2, 2).repeat_interleave(2, 3))
+    else:  # four channels become the four pixels of a square
+        squares = layer[0](x).reshape(2, 5, 2, 2, height, width)
+        expected = squares.permute(0, 1, 4, 2, 5, 3).reshape(kept.shape)
+    torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
     for skip in ("add", "concat"):
-        assert SkipUp(skip, 3, 5, kind)(x, kept).shape == kept.shape
+        up = SkipUp(skip, 3, 5, kind)
+        expected = up.up(x) + kept if skip == "add" else up.mix(torch.cat([up.up(x), kept], dim=1))
+        assert torch.equal(up(x, kept), expected) and expected.shape == kept.shape
 
 
 def test_nearest_repeats_each_pixel():
@@ -345,9 +408,14 @@ def test_unpooling_puts_the_maxima_back_by_hand():
 
 
 def test_pooling_adapts_the_width_after_it_kept_the_places():
-    pooled, places = PoolDown(3, 5)(torch.randn(2, 3, 8, 6))
-    assert pooled.shape == (2, 5, 4, 3) and places.shape == (2, 3, 4, 3)
-    assert SkipUp("indices", 5, 3)(pooled, places).shape == (2, 3, 8, 6)
+    down, up, x = PoolDown(3, 5), SkipUp("indices", 5, 3), torch.randn(2, 3, 8, 6)
+    pooled, places = down(x)
+    maxima = x.reshape(2, 3, 4, 2, 3, 2).amax((3, 5))
+    torch.testing.assert_close(pooled, down.conv(maxima))
+    assert torch.equal(x.flatten(2).gather(2, places.flatten(2)), maxima.flatten(2))
+    back = up(pooled, places)
+    torch.testing.assert_close(back.flatten(2).gather(2, places.flatten(2)), up.up(pooled).flatten(2))
+    assert back.shape == x.shape and (back != 0).sum() <= x.numel() / 4  # and nothing elsewhere
 
 
 def test_added_and_stacked_skips():
@@ -439,9 +507,10 @@ def test_with_a_patch_head_nothing_is_computed_above_the_resolution_of_the_stem(
 
 @pytest.mark.parametrize("height, width", [(8, 8), (4, 10)])
 def test_down_and_up_halve_and_double(height, width):
-    x = torch.randn(1, 3, height, width)
-    assert Downsample(3, 5)(x).shape == (1, 5, height // 2, width // 2)
-    assert Upsample(3, 5)(x).shape == (1, 5, height * 2, width * 2)
+    x, down, up = torch.randn(1, 3, height, width), Downsample(3, 5), Upsample(3, 5)
+    every_pixel = nn.functional.conv2d(x, down.weight, down.bias, padding=1)
+    torch.testing.assert_close(down(x), every_pixel[:, :, ::2, ::2])
+    torch.testing.assert_close(up(x), written_by_hand(x, up), rtol=1e-4, atol=1e-5)
 
 
 @settings(deadline=None, max_examples=25)
@@ -471,10 +540,15 @@ def test_an_odd_embedding_is_refused(dim):
         timestep_embedding(torch.tensor([1]), dim)
 
 
-def test_the_embedding_module_gives_the_asked_length():
-    assert TimestepEmbedding(24)(torch.tensor([0, 5, 999])).shape == (3, 24)
-    described = TimestepEmbedding(24, cond_dim=7)
-    assert described(torch.tensor([0, 5, 999]), torch.randn(3, 7)).shape == (3, 24)
+def test_the_embedding_module_is_an_mlp_of_the_sinusoids_and_adds_the_condition():
+    t, cond = torch.tensor([0, 5, 999]), torch.randn(3, 7)
+    for module, more in ((TimestepEmbedding(24), ()), (TimestepEmbedding(24, cond_dim=7), (cond,))):
+        first, _, second = module.mlp
+        hidden = timestep_embedding(t, 64) @ first.weight.T + first.bias
+        h = hidden * hidden.sigmoid() @ second.weight.T + second.bias
+        h = h + cond @ module.cond.weight.T if more else h
+        assert h.shape == (3, 24)
+        torch.testing.assert_close(module(t, *more), h * h.sigmoid(), rtol=1e-4, atol=1e-5)
 
 
 # Building
@@ -484,17 +558,22 @@ def test_build_makes_the_named_network_with_its_options():
     net = build("resnet", channels=(8, 16), stem=2)
     assert type(net) is ResNetEncoderDecoder and net.stride == 4
     # Model cards are JSON: their lists must do as well as tuples.
+    options = {"channels": (8, 16), "depth": (1, 2), "stem": 2, "decoder_channels": (8,)}
     torch.manual_seed(0)
-    one = build("resnet", channels=[8, 16], depth=[1, 2], stem=2, decoder_channels=[8])
-    assert count_parameters(one) == count_parameters(
-        build("resnet", channels=(8, 16), depth=(1, 2), stem=2, decoder_channels=(8,))
-    )
+    one = build("resnet", **{key: list(value) if isinstance(value, tuple) else value for key, value in options.items()})
+    torch.manual_seed(0)
+    other = build("resnet", **options).state_dict()
+    assert one.state_dict().keys() == other.keys()
+    assert all(torch.equal(value, other[key]) for key, value in one.state_dict().items())
 
 
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"name": "vit"}, "unknown network 'vit': choose one of resnet, segnet, unet"),
+        (
+            {"name": "vit"},
+            "unknown network 'vit': choose one of autoencoder, resnet, segnet, super_resolution, text_to_image, unet",
+        ),
         ({"name": "resnet", "widths": (8,)}, "network 'resnet': .*unexpected .*'widths'"),
         ({"name": "resnet", "stem": 3}, "stem must be 1, 2 or 4, not 3"),
         ({"name": "resnet", "channels": ()}, "channels needs at least one width"),
@@ -503,7 +582,7 @@ def test_build_makes_the_named_network_with_its_options():
         ({"name": "resnet", "channels": (8, 16), "decoder_depth": -1}, "decoder_depth a number ≥ 0"),
         (
             {"name": "resnet", "channels": (8, 16), "stem": 2, "decoder_channels": (8, 8)},
-            "a stride of 4 needs 1 decoder_channels, not 2",
+            "this encoder needs 1 decoder_channels, not 2",
         ),
         ({"name": "resnet", "channels": (8,)}, "a stride of 1 leaves nothing to decode"),
         ({"name": "resnet", "channels": 8}, r"channels must be a list of widths, .* such as \[8\]"),
@@ -516,7 +595,7 @@ def test_build_makes_the_named_network_with_its_options():
         ),
         (
             {"name": "resnet", "channels": (8, 16), "skip": "add", "decoder_channels": ()},
-            "a stride of 2 needs 1 decoder_channels, not 0",
+            "this encoder needs 1 decoder_channels, not 0",
         ),
         ({"name": "segnet", "channels": ()}, "channels needs at least one width"),
         ({"name": "segnet", "channels": (8, 16), "depth": (1,)}, r"\(or one per stage\)"),
@@ -535,6 +614,25 @@ def test_build_makes_the_named_network_with_its_options():
 def test_networks_that_cannot_be_built_say_why(options, message):
     with pytest.raises(ValueError, match=message):
         build(**options)
+
+
+def test_every_network_is_known_by_its_name():
+    networks = {"resnet", "segnet", "unet", "autoencoder", "super_resolution", "text_to_image"}
+    assert NETWORKS.keys() == networks and NETWORKS["resnet"] is ResNetEncoderDecoder
+
+
+def test_a_network_of_ones_own_can_be_registered(monkeypatch):
+    monkeypatch.setattr(registry, "NETWORKS", dict(NETWORKS))
+
+    @register("blur")
+    class Blur(nn.Module):
+        def __init__(self, width=3):
+            super().__init__()
+            self.width = width
+
+    assert Blur.__name__ == "Blur" and build("blur", width=5).width == 5
+    with pytest.raises(ValueError, match="network 'blur': .*unexpected .*'height'"):
+        build("blur", height=5)
 
 
 def test_counting_parameters():

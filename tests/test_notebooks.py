@@ -13,8 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from diffusion_utils import evaluation, guidance, metrics, prediction, sampling, schedule, training
+from diffusion_utils import evaluation, guidance, prediction, sampling, schedule
+from diffusion_utils.evaluation import metrics
 from diffusion_utils.networks import autoencoder, blocks, super_resolution, text
+from diffusion_utils.training import optimizers
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -149,7 +151,7 @@ def test_taught_average_is_the_packages():
     average, current = [torch.tensor([5.0])], [torch.tensor([1.0])]
     expected = 5.0
     for n in range(30):
-        training.ema_update(0.7)(average, current, torch.tensor(n))
+        optimizers.ema_update(0.7)(average, current, torch.tensor(n))
         expected = keep(0.7, n) * expected + (1 - keep(0.7, n)) * 1.0
     assert average[0].item() == pytest.approx(expected, abs=1e-5)
 
@@ -187,13 +189,13 @@ def test_taught_samplers_are_the_packages():
 def test_taught_guidance_is_the_packages():
     code, s = taught("04_sampling"), schedule.cosine(1000)
 
-    class Described(nn.Module):  # answers what it is asked: any function of all three will do
+    class Conditional(nn.Module):  # answers what it is asked: any function of all three will do
         def forward(self, x, t, cond=None):
             return torch.tanh(
                 x + t.reshape(-1, 1, 1, 1) / 500 + (0 if cond is None else cond.sum(1).reshape(-1, 1, 1, 1))
             )
 
-    denoiser = prediction.Denoiser(Described(), s, "sample")
+    denoiser = prediction.Denoiser(Conditional(), s, "sample")
     x, t, cond = torch.randn(4, 3, 8, 8), torch.full((4,), 980), torch.rand(4, 5)
     for scale in (0, 1, 2.5):
         ours = code["guide"](denoiser(x, t, cond), denoiser(x, t, torch.zeros(4, 5)), scale)
@@ -242,7 +244,7 @@ def test_taught_words_attention_and_noise_are_the_packages():
     s, level = schedule.cosine(100), torch.tensor([0, 40, 99])
     small, noise = torch.randn(2, 3, 3, 4, 4)
     assert torch.allclose(
-        code["told_of"](small, level, noise, s), super_resolution.low_resolution_cond(small, s, level, noise)
+        code["low_resolution"](small, level, noise, s), super_resolution.low_resolution_cond(small, s, level, noise)
     )
 
 
@@ -268,7 +270,7 @@ def test_taught_redrawing_is_the_packages_ddim():
 
     ours = code["redraw"](Predict(), start, 999, steps=10)
     noisy = s.add_noise(start, sampling.Noise([0], (4, 8, 8))(), torch.tensor([999]))
-    *_, theirs = sampling.ddim(Predict(), s, noisy, steps=10, clamp=False)
+    *_, theirs = sampling.ddim(Predict(), s, noisy, steps=10, clip_sample=False)
     assert torch.allclose(ours, theirs.x_t, atol=1e-5)
 
 

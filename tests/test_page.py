@@ -4,6 +4,7 @@ import base64
 import contextlib
 import functools
 import http.server
+import importlib
 import json
 import re
 import shutil
@@ -17,8 +18,8 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion_utils import drawing, pretrained, sampling
-from diffusion_utils.data import to_float
+from diffusion_utils import pipeline, pretrained, sampling
+from diffusion_utils.data import to_float, to_uint8
 from diffusion_utils.networks.text import Tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -31,7 +32,7 @@ onnxruntime = pytest.importorskip(
     "onnxruntime", reason="the page's networks need: pip install onnxruntime onnx onnxscript"
 )
 pytest.importorskip("onnxscript", reason="the page's networks need: pip install onnxruntime onnx onnxscript")
-from diffusion_utils import export
+export = importlib.import_module("diffusion_utils.commands.export")  # the command of this name is its function
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def site(tmp_path_factory):
     if (DOCS / "vendor").is_dir():
         (folder / "vendor").symlink_to(DOCS / "vendor")
     for name in (CARS, TEXT):
-        export.export(name, folder / "models")
+        export.write_onnx(name, folder / "models")
     return folder
 
 
@@ -163,8 +164,7 @@ def test_the_exported_network_guesses_what_the_package_guesses(site, name):
     session = onnxruntime.InferenceSession(site / "models" / f"{name}.onnx", providers=["CPUExecutionProvider"])
     generator = torch.Generator().manual_seed(0)
     for count, t, scale in ((1, 0, 3.0), (3, 499, 1.0), (2, 975, 6.0), (2, 999, 3.0)):
-        how = {**drawing.advice(name), "guidance_scale": scale}
-        guided = drawing.load(name, range(count), how=how)
+        guided = pipeline.load(name).guided(range(count), guidance_scale=scale)
         x, t = torch.randn(count, 3, 64, 64, generator=generator), torch.full((count,), t)
         given = {
             "x_t": x.numpy(),
@@ -177,9 +177,9 @@ def test_the_exported_network_guesses_what_the_package_guesses(site, name):
         assert np.abs(session.run(None, given)[0] - expected).max() < 1e-4
 
 
-def test_told_nothing_it_guesses_what_the_untold_network_guesses(site):
+def test_without_a_word_it_guesses_what_the_unconditional_network_guesses(site):
     session = onnxruntime.InferenceSession(site / "models" / f"{TEXT}.onnx", providers=["CPUExecutionProvider"])
-    guided = drawing.load(TEXT, range(2), "")
+    guided = pipeline.load(TEXT).guided(range(2), prompt="")
     assert not guided.cond.any()
     x, t = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1)), torch.full((2,), 700)
     given = {"x_t": x.numpy(), "t": t.numpy(), "cond": guided.cond.numpy(), "guidance_scale": np.array(3, np.float32)}
@@ -200,12 +200,12 @@ def test_the_description_has_what_the_card_has(site):
         assert about["alphas_cumprod"] == pretrained.load(name).schedule.alphas_cumprod.tolist()
         assert about["parameters"] == card["parameters"] and "non-commercial" in about["licence"]
         assert {key: about[key] for key in ("sampler", "steps", "guidance_scale")} == {
-            key: drawing.advice(name)[key] for key in ("sampler", "steps", "guidance_scale")
+            key: card["drawing"][key] for key in ("sampler", "steps", "guidance_scale")
         }
         assert about.get("words") == card["network"].get("words")
     chosen = json.loads((site / "models" / f"{CARS}.json").read_text())["chosen"]
-    told = drawing.load(CARS, [0, 5, export.SEEDS - 1]).cond
-    assert [chosen[seed] for seed in (0, 5, export.SEEDS - 1)] == told.argmax(1).tolist()
+    cond = pipeline.load(CARS).guided([0, 5, export.SEEDS - 1]).cond
+    assert [chosen[seed] for seed in (0, 5, export.SEEDS - 1)] == cond.argmax(1).tolist()
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_the_description_has_what_the_card_has(site):
 )
 def test_export_refuses_what_it_cannot_do_and_writes_nothing(tmp_path, name, said):
     with pytest.raises((ValueError, FileNotFoundError), match=said):
-        export.export(name, tmp_path / "models")
+        export.write_onnx(name, tmp_path / "models")
     assert not (tmp_path / "models").exists()
 
 
@@ -228,8 +228,7 @@ def test_export_refuses_what_it_cannot_do_and_writes_nothing(tmp_path, name, sai
 def test_sixteen_cars_are_those_that_python_draws(page, record_property):
     record_property("the page, from a cold start to sixteen cars", f"{page.seconds:.1f} s")
     ask(page, count="16")
-    how = drawing.advice(CARS)
-    expected = drawing.draw(drawing.load(CARS, range(16)), range(16), 64, how["sampler"], how["steps"])
+    expected = pipeline.load(CARS)(range(16))
     assert furthest(drawn(page)[0], expected) <= 2
     # Another seed is another car: the check above can fail.
     assert furthest(drawn(page)[0][1:], expected[:-1]) > 50
@@ -237,11 +236,11 @@ def test_sixteen_cars_are_those_that_python_draws(page, record_property):
 
 def test_the_page_shows_the_steps_of_pythons_walk(page):
     ask(page, seed=3)
-    walk = list(sampling.trajectory(drawing.load(CARS, range(3, 7)), range(3, 7), steps=20))
+    walk = list(pipeline.load(CARS).trajectory(range(3, 7)))
     for step in (0, 7, 20):
         noisy, guess = drawn(page, step)
-        assert furthest(noisy, drawing.to_uint8(walk[step].x_t)) <= 2
-        assert furthest(guess, drawing.to_uint8(walk[step].x0)) <= 2
+        assert furthest(noisy, to_uint8(walk[step].x_t)) <= 2
+        assert furthest(guess, to_uint8(walk[step].x0)) <= 2
     # The slider looks back, by keyboard; what it shows is the frame of that step.
     before = canvas(page, "grid")
     page.focus("#step")
@@ -280,8 +279,7 @@ def test_a_prompt_draws_what_python_draws_for_it(page):
     ask(page, TEXT, prompt=prompt, seed=7, count="4")
     assert page.is_visible("#prompt") and not page.is_visible("#kind")
     assert page.inner_text("#remark") == Tokenizer(**words()).remark(prompt) == "Not learnt, so left out: shiny."
-    how = drawing.advice(TEXT)
-    expected = drawing.draw(drawing.load(TEXT, range(7, 11), prompt), range(7, 11), 64, how["sampler"], how["steps"])
+    expected = pipeline.load(TEXT)(range(7, 11), prompt=prompt)
     assert furthest(drawn(page)[0], expected) <= 2
 
 
@@ -294,8 +292,7 @@ def test_kind_guidance_and_steps_do_what_they_say(page):
     ask(page, kind="pickup", count="1", scale=2.5, steps=7)
     assert page.is_visible("#kind") and not page.is_visible("#prompt")
     assert page.inner_text("#scale-value") == "2.5" and page.inner_text("#steps-value") == "7"
-    how = {**drawing.advice(CARS), "guidance_scale": 2.5}
-    expected = drawing.draw(drawing.load(CARS, [0], "pickup", how), [0], 64, how["sampler"], 7)
+    expected = pipeline.load(CARS)([0], "pickup", guidance_scale=2.5, steps=7)
     assert furthest(drawn(page)[0], expected) <= 2
 
 
@@ -313,7 +310,7 @@ def test_the_noise_slider_puts_the_schedules_noise_on_the_cars(page):
     cars = to_float(drawn(page)[0][:4])
     noise = sampling.Noise(range(1_000_000, 1_000_004), (3, 64, 64))()
     shown = mean_colours(canvas(page, "drowned"), 4)
-    assert np.abs(shown - drawing.to_uint8(schedule.add_noise(cars, noise, 999)).float().mean((2, 3)).numpy()).max() < 4
+    assert np.abs(shown - to_uint8(schedule.add_noise(cars, noise, 999)).float().mean((2, 3)).numpy()).max() < 4
 
     # With little noise the same cars come back, with much others.
     page.evaluate(
@@ -371,13 +368,13 @@ def test_it_opens_and_draws_without_network_once_it_has_been_loaded(page):
     page.context.set_offline(False)
 
 
-def test_only_the_last_of_several_wishes_is_drawn(page):
+def test_only_the_last_of_several_requests_is_drawn(page):
     for seed in (11, 12, 13):
         page.fill("#seed", str(seed))
         page.select_option("#count", "1")
         page.click("button[type=submit]")
     page.wait_for_function("/seeds from 13/.test(document.getElementById('status').textContent)", timeout=60_000)
-    expected = drawing.draw(drawing.load(CARS, [13]), [13], 64, "dpm_solver_pp", 20)
+    expected = pipeline.load(CARS)([13])
     assert furthest(drawn(page)[0], expected) <= 2
     whole = page.evaluate("() => new Set(answers.filter(a => a.t === -1).map(a => a.drawing)).size")
     page.wait_for_timeout(500)  # an older drawing that went on would answer now

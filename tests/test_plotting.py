@@ -63,7 +63,9 @@ def test_cells_lie_where_they_should():
 
 
 def test_fewer_pictures_than_columns_make_a_narrow_grid():
-    assert plotting.picture_grid(plain(RED, RED), columns=8, aspect=1).shape == (16, 33, 3)
+    grid = plotting.picture_grid(plain(RED, BLUE), columns=8, aspect=1)
+    assert grid.shape == (16, 33, 3)
+    assert_whole(grid[:, :16], RED), assert_whole(grid[:, 16:17], WHITE), assert_whole(grid[:, 17:], BLUE)
 
 
 @pytest.mark.parametrize(
@@ -71,11 +73,17 @@ def test_fewer_pictures_than_columns_make_a_narrow_grid():
 )
 def test_aspect_and_scale(aspect, scale, shape):
     images = plain(RED, height=64, width=64)
-    assert plotting.picture_grid(images, aspect=aspect, scale=scale).shape[:2] == shape
+    images[:, :, 32:, :32] = torch.tensor(BLUE)[:, None, None]
+    grid = plotting.picture_grid(images, aspect=aspect, scale=scale)
+    assert grid.shape[:2] == shape
+    height, width = shape  # the quarter keeps its place; at its border the colours mix
+    assert_whole(grid[: int(0.4 * height)], RED), assert_whole(grid[:, int(0.6 * width) :], RED)
+    assert_whole(grid[int(0.6 * height) :, : int(0.4 * width)], BLUE)
 
 
 def test_the_height_of_a_wide_picture_stays():
-    assert plotting.picture_grid(plain(RED, height=48, width=64)).shape[:2] == (48, 64)
+    images = torch.randint(0, 256, (1, 3, 48, 64), dtype=torch.uint8)
+    assert (plotting.picture_grid(images) == images[0].permute(1, 2, 0).numpy()).all()  # 4:3 already
 
 
 def test_a_grid_at_its_own_size_holds_the_very_pixels():
@@ -134,7 +142,7 @@ def test_save_grid_writes_the_grid_and_nothing_else(tmp_path):
 
 
 def test_save_grid_writes_a_jpeg_where_the_name_says_so(tmp_path):
-    images = torch.rand(4, 3, 16, 16) * 2 - 1
+    images = plain(RED, GREEN, BLUE, GREY)
     noise = torch.randint(0, 2, (64, 3, 64, 64), dtype=torch.uint8) * 255  # more bytes than Pillow's buffer takes
     plotting.save_grid(noise, tmp_path / "noise.JPEG", aspect=1, scale=1)
     with Image.open(tmp_path / "noise.JPEG") as saved:
@@ -142,7 +150,9 @@ def test_save_grid_writes_a_jpeg_where_the_name_says_so(tmp_path):
     plotting.save_grid(images, tmp_path / "grid.jpg", columns=2)
     with Image.open(tmp_path / "grid.jpg") as saved:
         assert saved.format == "JPEG"
-        assert np.asarray(saved).shape == plotting.picture_grid(images, 2, scale=2).shape
+        stored, grid = np.asarray(saved).astype(int), plotting.picture_grid(images, 2, scale=2)
+    assert stored.shape == grid.shape and np.abs(stored - grid).mean() < 8  # it blurs the edges, no more
+    assert np.abs(stored[8, 8] - RED).max() < 8 and np.abs(stored[-8, -8] - GREY).max() < 8
 
 
 def test_save_grid_that_fails_keeps_the_old_file(tmp_path, monkeypatch):
@@ -265,7 +275,10 @@ def test_schedule_curves_draw_signal_snr_and_beta():
 
 
 def test_schedule_curves_take_any_schedule():
-    pixels(plotting.schedule_curves({"one": Schedule(torch.tensor([0.5], dtype=torch.float64))}))
+    figure = plotting.schedule_curves({"one": Schedule(torch.tensor([0.5], dtype=torch.float64))})
+    (signal,), (snr,), (beta,) = (axes.get_lines()[0].get_ydata() for axes in figure.axes)
+    assert (signal, snr, beta) == pytest.approx((0.5**0.5, 0, 0.5))
+    pixels(figure)
     with pytest.raises(ValueError, match="schedules must be a dict"):
         plotting.schedule_curves({})
     with pytest.raises(ValueError, match="schedules must be a dict"):

@@ -240,7 +240,7 @@ def test_a_denoiser_answers_with_the_picture(kind, sigma_data):
 
 
 @every_type
-def test_a_denoiser_hands_the_description_on(kind):
+def test_a_denoiser_hands_the_condition_on(kind):
     seen = []
 
     def net(x, t, *cond):
@@ -251,6 +251,47 @@ def test_a_denoiser_hands_the_description_on(kind):
     denoiser(torch.randn(2, 3), torch.tensor([0, 9]), cond)
     denoiser(torch.randn(2, 3), torch.tensor([0, 9]))
     assert seen[0][0] is cond and seen[1] == ()  # a network that knows no cond can be used, too
+
+
+@every_type
+@every_strength
+def test_the_guess_can_be_asked_for_with_alpha_and_sigma_given(kind, sigma_data):
+    _, _, x_t, alpha, sigma, t = noisy("cosine")
+    denoiser = Denoiser(lambda x, t: x.sin(), make_schedule("cosine"), kind, sigma_data)
+    assert torch.equal(denoiser.predict(x_t, t, alpha, sigma), denoiser(x_t, t))
+    # They are what counts then, not those of t.
+    other = Denoiser(lambda x, t: x.sin(), make_schedule("linear"), kind, sigma_data)
+    assert torch.equal(other.predict(x_t, t, alpha, sigma), denoiser(x_t, t))
+
+
+@every_type
+@every_strength
+@pytest.mark.parametrize("conditional", [False, True])
+def test_the_loss_is_the_mean_squared_error_of_the_target(kind, sigma_data, conditional):
+    x0, noise, x_t, alpha, sigma, t = noisy("cosine", torch.float32)
+    cond = torch.tensor([0.5, -1.0, 2.0, 0.0]) if conditional else None
+
+    def net(x, timesteps, *cond):
+        assert torch.equal(timesteps, t)
+        return x.sin() + (cond[0].reshape(-1, 1, 1, 1) if cond else 0)
+
+    denoiser = Denoiser(net, make_schedule("cosine"), kind, sigma_data)
+    weight = torch.tensor([2.0, 0.5, 0.0, 1.0])
+    total, weighted = 0.0, 0.0
+    for i in range(4):  # picture by picture, each with its own timestep
+        a, s = alpha[i].item(), sigma[i].item()
+        n = (a**2 * sigma_data**2 + s**2) ** 0.5 if kind == "edm" else 1
+        answer = (x_t[i] / n).sin() + (cond[i] if conditional else 0)
+        wanted = {
+            "epsilon": noise[i],
+            "sample": x0[i],
+            "v_prediction": a * noise[i] - s * x0[i],
+            "edm": (s * x0[i] / sigma_data - a * sigma_data * noise[i]) / n,
+        }[kind]
+        error = (answer - wanted).square().mean().item()
+        total, weighted = total + error / 4, weighted + weight[i].item() * error / 4
+    assert denoiser.loss(x0, noise, t, cond).item() == pytest.approx(total, rel=1e-5)
+    assert denoiser.loss(x0, noise, t, cond, weight).item() == pytest.approx(weighted, rel=1e-5)
 
 
 @every_type

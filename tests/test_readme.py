@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from diffusion_utils import drawing, pretrained
+from diffusion_utils import pretrained
+from diffusion_utils.pipeline import DEFAULT, Drawing
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
@@ -113,6 +114,15 @@ def cells(beginning):
     return [cell.strip() for cell in line.split("|")[2:-1]]
 
 
+def drawn_as(row):
+    """How the pictures of a measurement were drawn."""
+    return Drawing.from_card({"drawing": {name: row[name] for name in vars(DEFAULT) if name in row}})
+
+
+def advised(name):
+    return Drawing.from_card(pretrained.card(name))
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_ways_of_drawing_are_as_measured(way):
     assert cells(way) == measured(pretrained.card("stanford-cars-1m")["images_seen"], **WAYS[way])[1]
@@ -132,7 +142,7 @@ NAMES = {
 
 def test_the_times_of_drawing_are_as_measured():
     assert SPEED["weights"] == "stanford-cars-1m" and SPEED["pictures"] == 16 and SPEED["threads"] == 2
-    assert {name: SPEED[name] for name in drawing.DEFAULTS} == drawing.advice("stanford-cars-1m")
+    assert drawn_as(SPEED) == advised("stanford-cars-1m")
     for way, took in SPEED["ways"].items():
         name, row = f"{way}, {took['parameters'] / 1e6:.0f} M", None
         if way in NAMES:
@@ -152,8 +162,7 @@ def test_the_times_of_drawing_are_as_measured():
 def test_the_weights_are_drawn_with_in_the_best_of_these_ways():
     images_seen = pretrained.card("stanford-cars-1m")["images_seen"]
     best = min(WAYS, key=lambda way: measured(images_seen, **WAYS[way])[0]["generated"]["kid"])
-    advised = drawing.advice("stanford-cars-1m")
-    assert {name: advised[name] for name in drawing.DEFAULTS} == {**drawing.DEFAULTS, **WAYS[best]}
+    assert drawn_as(WAYS[best]) == advised("stanford-cars-1m")
 
 
 def test_the_training_is_as_measured():
@@ -202,7 +211,9 @@ def test_the_two_commands_are_the_first():
 def test_ci_runs_the_readmes_command():
     assert "pip install -r requirements.txt && pytest\n" in TEXT
     assert re.search(
-        r"\npip install -q -r requirements.txt\n.*\npytest\n$", (ROOT / ".ci" / "run").read_text(), re.DOTALL
+        r"\nset -euo pipefail\n.*\npip install -q -r requirements.txt\n.*\npytest\n",
+        (ROOT / ".ci" / "run").read_text(),
+        re.DOTALL,
     )
 
 
@@ -293,6 +304,5 @@ def test_latents_were_measured_with_the_weights_that_ship():
     rows = [row for row in LATENT["networks"] if row["weights"] == "stanford-cars-latent"]
     assert {row["images_seen"] for row in rows} == {card["images_seen"]}
     best = min(rows, key=lambda row: row["generated"]["kid"])
-    advised = drawing.advice("stanford-cars-latent")
-    assert {name: best[name] for name in drawing.DEFAULTS} == {**advised, "skip_layers": best["skip_layers"]}
+    assert drawn_as(best) == advised("stanford-cars-latent")
     assert set(LATENT["autoencoders"]) == {name for name in pretrained.names() if "autoencoder" in name}

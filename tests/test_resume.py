@@ -1,7 +1,8 @@
-"""A run that was stopped, killed or shared equals one that was not."""
+"""A run that was stopped, killed or shared equals one that was not; one of an earlier version goes on."""
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,8 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffusion_utils import batches, training
-from diffusion_utils.training import TrainConfig, load_checkpoint, read_log, train
+from diffusion_utils import networks, pretrained
+from diffusion_utils.commands import main
+from diffusion_utils.data import sets, toy_cars
+from diffusion_utils.data.order import _epoch_order
+from diffusion_utils.training import TrainConfig, load_checkpoint, read_log, stop_on_signal, train
 
 ROOT = Path(__file__).parent.parent
 TINY = {"name": "resnet", "channels": [8, 8], "stem": 2, "embedding_dim": 8}
@@ -85,7 +89,7 @@ def whole(tmp_path_factory):
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, whole, until):
     run(tmp_path, until=until)
     torch.manual_seed(99)  # another process stands elsewhere
-    batches._epoch_order.cache_clear()
+    _epoch_order.cache_clear()
     record = run(tmp_path, resume=True)
     assert record.step == 12 and record.images == 48
     assert_equal_runs(tmp_path, whole)
@@ -175,6 +179,68 @@ def test_a_run_from_before_there_were_these_options_goes_on(tmp_path, whole):
     assert run(tmp_path, resume=True, steps=14).step == 14
 
 
+# ---------------------------------------------------------------- runs of an earlier version
+
+OLD = Path(__file__).parent / "data" / "run-118433b"  # a training of 6 steps by the code of commit 118433b
+
+
+@pytest.fixture
+def old_run(tmp_path, monkeypatch):
+    """A copy of that run, with forty toy cars in place of the thousands."""
+    cars = toy_cars.load(40, 16).images
+    pictures = sets.PictureSet("toy_cars", cars[:32], cars[32:], "forty toy cars")
+    monkeypatch.setattr(sets, "load", lambda data, size, condition=None: pictures)
+    return shutil.copytree(OLD, tmp_path / "run")
+
+
+def go_on(folder, *arguments):
+    return main(["train", "--resume", "--out", str(folder), *arguments])
+
+
+def test_a_run_of_an_earlier_version_goes_on_with_its_settings(old_run):
+    assert go_on(old_run, "--steps", "10", "--learning-rate", "0.002", "--size", "16") == 0  # as stored
+    old, new = (load_checkpoint(folder / "checkpoint.pt") for folder in (OLD, old_run))
+    assert (old["step"], new["step"]) == (6, 10) and new["seconds"] > old["seconds"]
+    logs = [read_log(folder / "log.jsonl") for folder in (OLD, old_run)]
+    assert [record["step"] for record in logs[1]] == [2, 4, 6, 8, 10] and logs[1][:3] == logs[0]
+    assert new["config"].items() >= {**old["config"], "steps": 10}.items()
+    for part in ("net", "ema"):
+        assert new[part].keys() == old[part].keys()
+        assert all(not torch.equal(value, old[part][name]) for name, value in new[part].items())
+    before, after = (json.loads((folder / "run.json").read_text()) for folder in (OLD, old_run))
+    assert not before.pop("before") and not after.pop("before")
+    assert after["config"].items() >= {**before.pop("config"), "steps": 10}.items()
+    assert after.items() >= before.items()
+    card = pretrained.card(old_run / "weights.safetensors")
+    assert (card["steps"], card["images_seen"], card["seed"], card["sigma_data"]) == (10, 80, 3, 0.472)
+    assert card["network"] == old["config"]["network"] and card["data"] == "forty toy cars"
+
+
+@pytest.mark.parametrize(
+    "flag, value, name, stored",
+    [
+        ("--data", "stanford_cars", "data", "'toy_cars'"),
+        ("--size", "32", "size", "16"),
+        ("--condition", "caption", "condition", "None"),
+        ("--network", '{"name": "resnet"}', "network", "{'name': 'resnet', 'channels': [4], "),
+        ("--prediction-type", "v_prediction", "prediction_type", "'edm'"),
+        ("--sigma-data", "0.5", "sigma_data", "0.472"),
+        ("--learning-rate", "0.001", "learning_rate", "0.002"),
+        ("--batch-size", "16", "batch_size", "8"),
+        ("--seed", "0", "seed", "3"),
+        ("--optimizer", "muon", "optimizer", "'adamw'"),
+    ],
+)
+def test_a_flag_that_differs_from_the_stored_run_is_refused(old_run, capsys, flag, value, name, stored):
+    before = {path.name: path.read_bytes() for path in old_run.iterdir()}
+    assert go_on(old_run, "--steps", "10", flag, value) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {old_run} was begun with {name} {stored}") and said.count("\n") == 1
+    assert f" and cannot go on with {value}" in said.replace("'", "").replace('"', "") or name == "network"
+    assert said.endswith(f": leave {flag} out, or choose another folder\n")
+    assert {path.name: path.read_bytes() for path in old_run.iterdir()} == before
+
+
 # ---------------------------------------------------------------- damage
 
 
@@ -189,7 +255,7 @@ def damages():
 
 
 @pytest.mark.parametrize("damage", [pytest.param(f, id=n) for n, f in damages()])
-def test_a_damaged_checkpoint_is_told(tmp_path, whole, damage):
+def test_a_damaged_checkpoint_is_an_error(tmp_path, whole, damage):
     path = tmp_path / "checkpoint.pt"
     path.write_bytes((whole / "checkpoint.pt").read_bytes())
     damage(path)
@@ -198,7 +264,7 @@ def test_a_damaged_checkpoint_is_told(tmp_path, whole, damage):
         run(tmp_path, resume=True)
 
 
-def test_a_missing_checkpoint_is_told(tmp_path):
+def test_a_missing_checkpoint_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="checkpoint.pt does not exist: start the run"):
         load_checkpoint(tmp_path / "checkpoint.pt")
 
@@ -279,7 +345,7 @@ def test_a_signal_in_the_last_step_is_no_stop(tmp_path):
 def test_a_second_ctrl_c_interrupts_at_once():
     # A shell that starts pytest in the background makes it deaf to Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    with pytest.raises(KeyboardInterrupt), training.stop_on_signal() as asked:
+    with pytest.raises(KeyboardInterrupt), stop_on_signal() as asked:
         os.kill(os.getpid(), signal.SIGINT)
         assert asked()
         os.kill(os.getpid(), signal.SIGINT)
@@ -289,7 +355,7 @@ def test_a_second_ctrl_c_interrupts_at_once():
 
 def test_signals_come_back_after_an_error():
     before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
-    with pytest.raises(RuntimeError), training.stop_on_signal() as asked:
+    with pytest.raises(RuntimeError), stop_on_signal() as asked:
         assert not asked()
         raise RuntimeError
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
@@ -467,7 +533,7 @@ def test_two_processes_that_are_resumed_train_the_same_network_as_one(tmp_path, 
     assert reports[0]["loss"] == pytest.approx(record.loss, rel=1e-5)
     one, two = (load_checkpoint(tmp_path / name / "checkpoint.pt") for name in ("one", "two"))
     torch.manual_seed(0)
-    untrained = training.networks.build(**TINY).state_dict()
+    untrained = networks.build(**TINY).state_dict()
     close = 1e-4 if optimizer == "muon" else 1e-5  # Muon rounds to bfloat16
     for part in ("net", "ema"):
         assert one[part].keys() == two[part].keys()

@@ -25,35 +25,35 @@ SHAPE = (3, 4, 4)
 
 # Theirs are computed by repeated float steps and differ from the exact value where that ends in ½;
 # these counts do not.
-@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("timestep_spacing", SPACINGS)
 @pytest.mark.parametrize(
     "T, steps", [(1000, n) for n in (2, 3, 7, 10, 20, 50, 999, 1000)] + [(200, 50), (200, 30), (50, 10), (4000, 37)]
 )
-def test_timesteps_agree_with_diffusers(spacing, T, steps):
-    scheduler = DDIMScheduler(num_train_timesteps=T, timestep_spacing=spacing)
+def test_timesteps_agree_with_diffusers(timestep_spacing, T, steps):
+    scheduler = DDIMScheduler(num_train_timesteps=T, timestep_spacing=timestep_spacing)
     scheduler.set_timesteps(steps)
-    assert timesteps(T, steps, spacing) == scheduler.timesteps.tolist()
+    assert timesteps(T, steps, timestep_spacing) == scheduler.timesteps.tolist()
 
 
 @quick
-@given(spacing=st.sampled_from(SPACINGS), T=st.integers(1, 2000), data=st.data())
-def test_timesteps_fall_evenly(spacing, T, data):
+@given(timestep_spacing=st.sampled_from(SPACINGS), T=st.integers(1, 2000), data=st.data())
+def test_timesteps_fall_evenly(timestep_spacing, T, data):
     steps = data.draw(st.integers(1, T))
-    visited = timesteps(T, steps, spacing)
+    visited = timesteps(T, steps, timestep_spacing)
     assert len(visited) == steps and T > visited[0] and visited[-1] >= 0
     assert all(t > s for t, s in zip(visited, visited[1:]))
-    if spacing != "leading":
+    if timestep_spacing != "leading":
         assert visited[0] == T - 1
-    if spacing == "leading" or (spacing == "linspace" and steps > 1):
+    if timestep_spacing == "leading" or (timestep_spacing == "linspace" and steps > 1):
         assert visited[-1] == 0
-    if spacing == "trailing":  # never more than rounding away from the exact position
+    if timestep_spacing == "trailing":  # never more than rounding away from the exact position
         exact = [T - i * Fraction(T, steps) - 1 for i in range(steps)]
         assert all(abs(t - e) <= Fraction(1, 2) for t, e in zip(visited, exact))
 
 
 def test_all_timesteps_are_visited_when_steps_equal_T():
-    for spacing in SPACINGS:
-        assert timesteps(7, 7, spacing) == [6, 5, 4, 3, 2, 1, 0]
+    for timestep_spacing in SPACINGS:
+        assert timesteps(7, 7, timestep_spacing) == [6, 5, 4, 3, 2, 1, 0]
     assert timesteps(1000, 1) == timesteps(1000, 1, "linspace") == [999]
 
 
@@ -66,7 +66,7 @@ def test_impossible_numbers_of_steps_are_refused(steps):
 
 
 def test_unknown_spacing_is_refused():
-    with pytest.raises(ValueError, match="unknown spacing 'even': choose .*trailing, leading"):
+    with pytest.raises(ValueError, match="unknown timestep_spacing 'even': choose .*trailing, leading"):
         timesteps(10, 5, "even")
 
 
@@ -118,10 +118,10 @@ def stream(dtype=torch.float64):
 
 
 against_diffusers = pytest.mark.parametrize(
-    "kind, name, zero, clamp",
+    "kind, name, zero, clip_sample",
     [
-        (kind, name, zero, clamp)
-        for kind, name, zero, clamp in itertools.product(
+        (kind, name, zero, clip_sample)
+        for kind, name, zero, clip_sample in itertools.product(
             THEIR_TYPES, ["linear", "cosine"], [False, True], [False, True]
         )
         # ε cannot be read as a picture where no signal is left.
@@ -140,14 +140,21 @@ def replaced(scheduler, name, zero):
 
 @against_diffusers
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("spacing", ["trailing", "leading"])  # their linspace skips the wrong way
-def test_ddim_agrees_with_diffusers(kind, name, zero, clamp, eta, spacing):
-    scheduler = DDIMScheduler(**common(name, kind, zero), timestep_spacing=spacing, clip_sample=clamp)
+@pytest.mark.parametrize("timestep_spacing", ["trailing", "leading"])  # their linspace skips the wrong way
+def test_ddim_agrees_with_diffusers(kind, name, zero, clip_sample, eta, timestep_spacing):
+    scheduler = DDIMScheduler(**common(name, kind, zero), timestep_spacing=timestep_spacing, clip_sample=clip_sample)
     schedule = replaced(scheduler, name, zero)
     scheduler.set_timesteps(10)
     theirs = stream()[0]
     steps = ddim(
-        predictor(kind, schedule), schedule, start(), stream()[1], steps=10, eta=eta, clamp=clamp, spacing=spacing
+        predictor(kind, schedule),
+        schedule,
+        start(),
+        stream()[1],
+        steps=10,
+        eta=eta,
+        clip_sample=clip_sample,
+        timestep_spacing=timestep_spacing,
     )
 
     def step(output, t, x):
@@ -158,13 +165,21 @@ def test_ddim_agrees_with_diffusers(kind, name, zero, clamp, eta, spacing):
 
 
 @against_diffusers
-@pytest.mark.parametrize("spacing", ["trailing", "leading"])
-def test_ddpm_agrees_with_diffusers(kind, name, zero, clamp, spacing):
-    scheduler = DDPMScheduler(**common(name, kind, zero), timestep_spacing=spacing, clip_sample=clamp)
+@pytest.mark.parametrize("timestep_spacing", ["trailing", "leading"])
+def test_ddpm_agrees_with_diffusers(kind, name, zero, clip_sample, timestep_spacing):
+    scheduler = DDPMScheduler(**common(name, kind, zero), timestep_spacing=timestep_spacing, clip_sample=clip_sample)
     schedule = replaced(scheduler, name, zero)
     scheduler.set_timesteps(20)
     theirs = stream()[0]
-    steps = ddpm(predictor(kind, schedule), schedule, start(), stream()[1], steps=20, clamp=clamp, spacing=spacing)
+    steps = ddpm(
+        predictor(kind, schedule),
+        schedule,
+        start(),
+        stream()[1],
+        steps=20,
+        clip_sample=clip_sample,
+        timestep_spacing=timestep_spacing,
+    )
 
     def step(output, t, x):
         return scheduler.step(output, t, x, generator=theirs).prev_sample
@@ -189,7 +204,7 @@ def test_ddpm_agrees_with_diffusers_over_every_timestep(kind):
 @against_diffusers
 @pytest.mark.parametrize("steps", [2, 10, 25])
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # theirs
-def test_dpm_solver_agrees_with_diffusers(kind, name, zero, clamp, steps):
+def test_dpm_solver_agrees_with_diffusers(kind, name, zero, clip_sample, steps):
     scheduler = DPMSolverMultistepScheduler(
         **common(name, kind, zero),
         timestep_spacing="trailing",
@@ -198,14 +213,14 @@ def test_dpm_solver_agrees_with_diffusers(kind, name, zero, clamp, steps):
         solver_type="midpoint",
         final_sigmas_type="zero",
         # Their thresholding with this maximum is plain clipping to [-1, 1].
-        thresholding=clamp,
+        thresholding=clip_sample,
         sample_max_value=1.0,
     )
     # Theirs counts in float32 and puts 2⁻²⁴ for an ᾱ of 0; the exact 0 has its own test below.
     schedule = schedule_like(scheduler)
     scheduler.set_timesteps(steps)
     x_T = start(torch.float32)
-    ours = dpm_solver_pp(predictor(kind, schedule), schedule, x_T, steps=steps, clamp=clamp)
+    ours = dpm_solver_pp(predictor(kind, schedule), schedule, x_T, steps=steps, clip_sample=clip_sample)
     compare(ours, scheduler, lambda *args: scheduler.step(*args).prev_sample, 1e-4)
 
 
@@ -214,7 +229,7 @@ def test_dpm_solver_takes_no_harm_from_an_exact_zero_of_signal(name):
     exact = make_schedule(name, zero_terminal_snr=True)
     almost = exact.alphas_cumprod.clone()
     almost[-1] = 2**-24  # what diffusers puts there
-    # Not clamped, not from ε, and no jump of the guess at T-1: the two must nearly coincide.
+    # Not clipped, not from ε, and no jump of the guess at T-1: the two must nearly coincide.
     ends = [
         [*dpm_solver_pp(lambda x, t: 0.5 * x.sin(), schedule, start(), steps=20)][-1].x_t
         for schedule in (exact, Schedule(almost))
@@ -297,7 +312,9 @@ def test_samples_of_a_gaussian_have_its_mean_and_covariance(data, name, sampler,
     def noise():
         return torch.randn(N, 2, generator=generator, dtype=torch.float64)
 
-    *_, end = SAMPLERS[sampler](data.predictor(schedule), schedule, noise(), noise, steps=steps, clamp=False, **options)
+    *_, end = SAMPLERS[sampler](
+        data.predictor(schedule), schedule, noise(), noise, steps=steps, clip_sample=False, **options
+    )
     picture, spread = end.x_t, data.covariance.diagonal().sqrt()
     # 4.5 standard errors (s/√N of a mean, s·s'·√(2/N) at most of a covariance); the covariance
     # also has a bias from the finite number of steps, which the next test examines.
@@ -315,7 +332,9 @@ def exact_moments(sampler, predict, schedule, steps, **options):
     """
     inputs = torch.eye(2 * (steps + 1), dtype=torch.float64).unflatten(1, (steps + 1, 2))
     inputs = iter(torch.cat([torch.zeros_like(inputs[:1]), inputs]).unbind(1))
-    walk = SAMPLERS[sampler](predict, schedule, next(inputs), lambda: next(inputs), steps=steps, clamp=False, **options)
+    walk = SAMPLERS[sampler](
+        predict, schedule, next(inputs), lambda: next(inputs), steps=steps, clip_sample=False, **options
+    )
     end = [*walk][-1].x_t
     columns = end[1:] - end[0]
     return end[0], columns.T @ columns
@@ -354,7 +373,7 @@ def test_the_error_falls_at_the_solvers_order(schedule, sampler, order):
     exact = data.flow(schedule, x_T, T - 1, middle)
     counts, errors = [20, 40, 80, 160], []
     for steps in counts:
-        walk = SAMPLERS[sampler](data.predictor(schedule), schedule, x_T, steps=steps, clamp=False)
+        walk = SAMPLERS[sampler](data.predictor(schedule), schedule, x_T, steps=steps, clip_sample=False)
         x_t = next(step.x_t for step in walk if step.t == middle)
         errors.append((x_t - exact).square().mean().sqrt().item())
     orders = [math.log2(a / b) for a, b in zip(errors, errors[1:])]
@@ -367,7 +386,9 @@ def test_a_solver_ends_near_the_exact_picture(sampler):
     data, schedule = GAUSSIANS["correlated"], cosine(1000)
     x_T = torch.randn(64, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     exact = data.flow(schedule, x_T, 999, -1)
-    ends = [[*SAMPLERS[sampler](data.predictor(schedule), schedule, x_T, steps=n, clamp=False)][-1] for n in (20, 200)]
+    ends = [
+        [*SAMPLERS[sampler](data.predictor(schedule), schedule, x_T, steps=n, clip_sample=False)][-1] for n in (20, 200)
+    ]
     coarse, fine = [(end.x_t - exact).square().mean().sqrt().item() for end in ends]
     assert fine < 0.01 and fine < coarse / 4
 
@@ -378,7 +399,7 @@ def test_edm_at_strength_1_is_sampled_like_minus_v(sampler):
         schedule = make_schedule(name, 50, zero_terminal_snr=zero)
         v = Denoiser(network, schedule, "v_prediction")
         edm = Denoiser(lambda x, t: -network(x, t), schedule, "edm", sigma_data=1.0)
-        options = {"steps": 10, "clamp": False, **noise_for(sampler)}
+        options = {"steps": 10, "clip_sample": False, **noise_for(sampler)}
         one, other = (sample(d, [1, 2], SHAPE, sampler, **options) for d in (v, edm))
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
@@ -388,7 +409,7 @@ def test_edm_at_strength_1_is_sampled_like_minus_v(sampler):
 def test_edm_that_has_learnt_nothing_draws_noise_as_strong_as_the_pictures(sampler, sigma_data):
     """F = 0 is the right answer for white noise of that strength: the rest is in c_skip."""
     nothing = Denoiser(lambda x, t: torch.zeros_like(x), cosine(1000), "edm", sigma_data)
-    drawn = sample(nothing, range(4), (3, 32, 32), sampler, steps=250, clamp=False)
+    drawn = sample(nothing, range(4), (3, 32, 32), sampler, steps=250, clip_sample=False)
     # A standard error is 1/√(2·12 288), 0.6 %; a finite number of steps has a bias, too.
     assert drawn.std().item() == pytest.approx(sigma_data, rel=0.05)
 
@@ -402,7 +423,7 @@ def test_consistency_sampling_answers_puts_noise_on_the_answer_and_answers_again
 
     noise = Noise([3], SHAPE)
     x_T = noise()
-    *_, end = SAMPLERS["consistency"](predict, schedule, x_T, noise, steps=3, clamp=False)
+    *_, end = SAMPLERS["consistency"](predict, schedule, x_T, noise, steps=3, clip_sample=False)
     again = Noise([3], SHAPE)
     expected = again()
     for (x, _), following in zip(asked, [66, 32, -1]):
@@ -446,19 +467,23 @@ def test_the_default_number_of_steps(sampler):
 
 
 @every_sampler
-def test_the_guess_is_clamped_and_x_t_is_not(sampler):
+def test_the_guess_is_clipped_and_x_t_is_not(sampler):
     x_T = 3 * torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(0))
 
-    def walk(clamp):
-        return list(SAMPLERS[sampler](lambda x, t: 4 * x, linear(50), x_T, Noise([1, 2], SHAPE), steps=10, clamp=clamp))
+    def walk(clip_sample):
+        return list(
+            SAMPLERS[sampler](
+                lambda x, t: 4 * x, linear(50), x_T, Noise([1, 2], SHAPE), steps=10, clip_sample=clip_sample
+            )
+        )
 
-    clamped, free = walk(True), walk(False)
-    assert torch.equal(clamped[0].x_t, x_T) and x_T.abs().max() > 3
-    assert all(s.x0.abs().max() <= 1 for s in clamped)
-    assert clamped[3].x_t.abs().max() > 1  # what is noisy may leave [-1, 1]
+    clipped, free = walk(True), walk(False)
+    assert torch.equal(clipped[0].x_t, x_T) and x_T.abs().max() > 3
+    assert all(s.x0.abs().max() <= 1 for s in clipped)
+    assert clipped[3].x_t.abs().max() > 1  # what is noisy may leave [-1, 1]
     assert free[0].x0.abs().max() > 10
-    # The last guess becomes the picture, also where it is not clamped.
-    torch.testing.assert_close(clamped[-1].x_t, clamped[-2].x0)
+    # The last guess becomes the picture, also where it is not clipped.
+    torch.testing.assert_close(clipped[-1].x_t, clipped[-2].x0)
     torch.testing.assert_close(free[-1].x_t, free[-2].x0)
 
 
@@ -530,27 +555,49 @@ def test_gradients_are_off_inside_and_as_before_outside(sampler):
 @every_sampler
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_the_type_of_the_start_is_kept(sampler, dtype):
-    noise = Noise([0, 1], SHAPE, dtype=dtype)
-    stops = list(SAMPLERS[sampler](lambda x, t: 0.5 * x, linear(50), noise(), noise, steps=5, **noise_for(sampler)))
+    def walk(dtype):
+        exact = Noise([0, 1], SHAPE, dtype=torch.float64)
+
+        def noise():
+            return exact().to(dtype)
+
+        return list(SAMPLERS[sampler](lambda x, t: 0.5 * x, linear(50), noise(), noise, steps=5, **noise_for(sampler)))
+
+    stops = walk(dtype)
     assert {s.x_t.dtype for s in stops} == {s.x0.dtype for s in stops} == {dtype}
-    assert all(torch.isfinite(s.x_t).all() for s in stops)
+    tolerance = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 0.05}[dtype]
+    for stop, exact in zip(stops, walk(torch.float64), strict=True):
+        torch.testing.assert_close(stop.x_t.double(), exact.x_t, rtol=0, atol=tolerance)
 
 
 @every_sampler
 @pytest.mark.parametrize("name", ["linear", "cosine"])
-@pytest.mark.parametrize("spacing", SPACINGS)
-def test_nothing_is_lost_where_no_signal_is_left(sampler, name, spacing):
+@pytest.mark.parametrize("timestep_spacing", SPACINGS)
+def test_nothing_is_lost_where_no_signal_is_left(sampler, name, timestep_spacing):
     schedule = make_schedule(name, 50, zero_terminal_snr=True)
     for steps in (1, 2, 3, 10, 50):
         wrapped = Denoiser(network, schedule, "v_prediction")
-        stops = list(trajectory(wrapped, [0, 1], SHAPE, sampler, steps=steps, spacing=spacing))
+        stops = list(trajectory(wrapped, [0, 1], SHAPE, sampler, steps=steps, timestep_spacing=timestep_spacing))
         assert all(torch.isfinite(s.x_t).all() for s in stops)
+        if stops[0].t == 49:  # all noise: x̂₀ is -v̂ (α = 0, σ = 1), and the noise is x_T itself
+            x_T, x0 = Noise([0, 1], SHAPE)(), -network(stops[0].x_t, torch.tensor([49, 49])).clamp(-1, 1)
+            assert torch.equal(stops[0].x_t, x_T)
+            torch.testing.assert_close(stops[0].x0, x0)
+            if sampler in ("ddim", "dpm_solver_pp"):
+                alpha, sigma = schedule.alpha_sigma(stops[1].t, like=x_T)
+                torch.testing.assert_close(stops[1].x_t, alpha * x0 + sigma * x_T)
 
 
 @every_sampler
 @pytest.mark.parametrize("T", [1, 2, 3])
 def test_the_shortest_schedules_can_be_sampled(sampler, T):
-    assert torch.isfinite(sample(denoiser(T), [0], SHAPE, sampler, steps=None)).all()
+    stops = list(trajectory(denoiser(T), [0], SHAPE, sampler, steps=None))
+    assert [stop.t for stop in stops] == [*reversed(range(T)), -1]
+    for stop in stops[:-1]:
+        expected = denoiser(T)(stop.x_t, torch.tensor([stop.t])).clamp(-1, 1)
+        torch.testing.assert_close(stop.x0, expected)
+    torch.testing.assert_close(stops[-1].x_t, expected)  # the last guess is the picture
+    assert torch.equal(sample(denoiser(T), [0], SHAPE, sampler, steps=None), stops[-1].x_t)
 
 
 @pytest.mark.parametrize("eta", [-0.1, 1.5])

@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw
 from scipy.io import loadmat, savemat
 from torchvision.datasets import StanfordCars
 
+from diffusion_utils import files
 from diffusion_utils.data import stanford_cars
 from diffusion_utils.data.stanford_cars import BODY_TYPES, CarPictures, body_type, crop, is_held_out, load, load_folder
 
@@ -359,7 +360,7 @@ def test_not_one_readable_picture_is_an_error(damaged):
 
 
 def test_a_missing_folder_says_how_to_get_the_data(tmp_path):
-    steps = "python -m diffusion_utils.data.stanford_cars.*kaggle.com.*STANFORD_CARS_ROOT"
+    steps = "python -m diffusion_utils download.*kaggle.com.*STANFORD_CARS_ROOT"
     with pytest.raises(FileNotFoundError, match=f"Stanford Cars was not found.*{steps}"):
         load()
     with pytest.raises(FileNotFoundError, match=f"nowhere.*does not exist.*{steps}"):
@@ -477,7 +478,7 @@ def test_a_full_disk_does_not_stop_the_work(tmp_path, cache, monkeypatch):
     def fail(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(stanford_cars, "save_file", fail)
+    monkeypatch.setattr(files, "save_file", fail)
     assert len(load(make(tmp_path), size=16).images) == 4
     assert list(cache.iterdir()) == []
 
@@ -488,7 +489,7 @@ def test_a_full_disk_does_not_stop_the_work(tmp_path, cache, monkeypatch):
 def test_download_without_kagglehub_says_what_to_do(monkeypatch):
     monkeypatch.setitem(sys.modules, "kagglehub", None)  # makes the import fail
     text = "did not work.*press Download.*STANFORD_CARS_ROOT"
-    with pytest.raises(RuntimeError, match=text):
+    with pytest.raises(OSError, match=text):
         stanford_cars.download()
 
 
@@ -498,7 +499,7 @@ def test_a_failing_download_says_why_and_what_to_do(monkeypatch):
 
     fake = types.SimpleNamespace(dataset_download=fail)
     monkeypatch.setitem(sys.modules, "kagglehub", fake)
-    with pytest.raises(RuntimeError, match="ConnectionError: no route to host.*in a browser"):
+    with pytest.raises(OSError, match="ConnectionError: no route to host.*in a browser"):
         stanford_cars.download()
 
 

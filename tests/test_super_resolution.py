@@ -1,17 +1,18 @@
-"""Super-resolution: what the network is told, in training as in drawing, and that it uses it."""
+"""Super-resolution: the network's condition, in training as in drawing, and that it uses it."""
 
 import pytest
 import torch
 from torch import nn
 
-from diffusion_utils import drawing, pretrained
-from diffusion_utils.batches import make_batch, make_low_resolution
+from diffusion_utils import pipeline, pretrained
 from diffusion_utils.data import to_uint8, toy_cars
 from diffusion_utils.networks import build
 from diffusion_utils.networks.super_resolution import low_resolution_cond, shrink
+from diffusion_utils.pipeline import Pipeline
 from diffusion_utils.prediction import Denoiser
 from diffusion_utils.schedule import cosine
 from diffusion_utils.training import TrainConfig, train
+from diffusion_utils.training.batches import make_batch, make_low_resolution
 
 NET = {
     "name": "resnet",
@@ -69,7 +70,7 @@ def test_gradients_reach_every_parameter():
     assert not {name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()}
 
 
-def test_training_tells_of_its_own_pictures_with_noise_of_every_level():
+def test_training_makes_conditions_of_its_own_pictures_with_noise_of_every_level():
     images, net = toy_cars.load(6, 16).images, new(max_noise=300)
     config = TrainConfig(steps=1, batch_size=300)
     x0, _, _ = make_batch(images, 5, config)
@@ -100,29 +101,29 @@ def test_a_network_learns_to_look_at_the_small_picture():
     )
     (record,) = train(config, images)
     small = torch.stack([torch.full((3, 8, 8), 205), torch.full((3, 8, 8), 50)]).to(torch.uint8)
-    drawn = drawing.enlarge(record.denoiser, small, [0, 1], steps=5)
+    drawn = Pipeline(record.denoiser, {}).enlarge(small, [0, 1], steps=5)
     assert drawn.shape == (2, 3, 16, 16) and drawn.dtype == torch.uint8
     assert (drawn[0].float() - 205).abs().mean() < 25 and (drawn[1].float() - 50).abs().mean() < 25
 
 
 def test_a_picture_is_enlarged_alike_in_whatever_batch():
-    denoiser = Denoiser(new(), SCHEDULE, "sample")
+    enlarge = Pipeline(Denoiser(new(), SCHEDULE, "sample"), {}).enlarge
     small = torch.rand(3, 3, 8, 8) * 2 - 1
-    together = drawing.enlarge(denoiser, small, [5, 6, 7], noise_level=200, steps=3)
-    alone = drawing.enlarge(denoiser, small[1:2], [6], noise_level=200, steps=3)
+    together = enlarge(small, [5, 6, 7], noise_level=200, steps=3)
+    alone = enlarge(small[1:2], [6], noise_level=200, steps=3)
     assert (together[1:2].int() - alone.int()).abs().max() <= 1
-    other = drawing.enlarge(denoiser, small[1:2], [6], noise_level=0, steps=3)
+    other = enlarge(small[1:2], [6], noise_level=0, steps=3)
     assert not torch.equal(other, alone)
-    rounded = drawing.enlarge(denoiser, to_uint8(small), [5, 6, 7], noise_level=200, steps=3)
+    rounded = enlarge(to_uint8(small), [5, 6, 7], noise_level=200, steps=3)
     assert (rounded.int() - together.int()).abs().float().mean() < 2
 
 
 def test_what_cannot_be_enlarged_is_said(tmp_path):
     plain = Denoiser(build(**NET), SCHEDULE, "sample")
     with pytest.raises(ValueError, match="cannot enlarge"):
-        drawing.enlarge(plain, torch.zeros(1, 3, 8, 8), [0])
+        Pipeline(plain, {}).enlarge(torch.zeros(1, 3, 8, 8), [0])
     with pytest.raises(ValueError, match=r"noise_level must lie in \[0, 499\]"):
-        drawing.enlarge(Denoiser(new(), SCHEDULE, "sample"), torch.zeros(1, 3, 8, 8), [0], noise_level=500)
+        Pipeline(Denoiser(new(), SCHEDULE, "sample"), {}).enlarge(torch.zeros(1, 3, 8, 8), [0], noise_level=500)
     with pytest.raises(ValueError, match="scale must be at least 2"):
         new(scale=1)
     about = {
@@ -137,14 +138,14 @@ def test_what_cannot_be_enlarged_is_said(tmp_path):
 
 
 def test_the_noise_on_the_small_picture_is_not_that_of_the_large_one(monkeypatch):
-    told = []
+    seen = []
     monkeypatch.setattr(
-        drawing,
+        pipeline,
         "low_resolution_cond",
-        lambda small, schedule, level, noise: told.append(noise) or low_resolution_cond(small, schedule, level, noise),
+        lambda small, schedule, level, noise: seen.append(noise) or low_resolution_cond(small, schedule, level, noise),
     )
-    drawing.enlarge(Denoiser(new(), SCHEDULE, "sample"), torch.zeros(2, 3, 8, 8), [3, 4], steps=1)
-    for seed, noise in zip((3, 4), told[0]):
+    Pipeline(Denoiser(new(), SCHEDULE, "sample"), {}).enlarge(torch.zeros(2, 3, 8, 8), [3, 4], steps=1)
+    for seed, noise in zip((3, 4), seen[0], strict=True):
         own = torch.randn(noise.shape, generator=torch.Generator().manual_seed(seed))
         assert abs(torch.corrcoef(torch.stack([own.flatten(), noise.flatten()]))[0, 1]) < 0.3
 

@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 from diffusion_utils import guidance
-from diffusion_utils.batches import make_cond
 from diffusion_utils.data import captions as car_captions
 from diffusion_utils.data import to_float, toy_cars
 from diffusion_utils.data.stanford_cars import CarPictures
@@ -14,7 +13,9 @@ from diffusion_utils.networks.blocks import CrossAttention, SelfAttention
 from diffusion_utils.networks.text import TextEncoder, Tokenizer
 from diffusion_utils.prediction import Denoiser
 from diffusion_utils.schedule import cosine
-from diffusion_utils.training import TrainConfig, begin_with, train
+from diffusion_utils.training import TrainConfig, train
+from diffusion_utils.training.batches import make_cond
+from diffusion_utils.training.loop import begin_with
 
 WORDS = ["a", "blue", "night", "pickup", "red", "van"]
 NET = {
@@ -171,16 +172,16 @@ def test_gradients_reach_every_parameter(options):
 
 
 @every_way
-def test_scale_1_is_the_described_guess_and_0_the_undescribed_one(options):
+def test_scale_1_is_the_conditional_guess_and_0_the_unconditional_one(options):
     net = new(**options).eval()
     denoiser = Denoiser(net, cosine(1000), "sample")
     x, t, cond = torch.randn(2, 3, 16, 16), torch.full((2,), 600), net.tokenizer.encode(["a red van", "night"])
     with torch.no_grad():
         guided = {w: guidance.Guided(denoiser, cond, guidance_scale=w)(x, t) for w in (0, 1, 3)}
-        told, untold = denoiser(x, t, cond), denoiser(x, t)
-    torch.testing.assert_close(guided[1], told)
-    torch.testing.assert_close(guided[0], untold)
-    torch.testing.assert_close(guided[3], untold + 3 * (told - untold))
+        conditional, unconditional = denoiser(x, t, cond), denoiser(x, t)
+    torch.testing.assert_close(guided[1], conditional)
+    torch.testing.assert_close(guided[0], unconditional)
+    torch.testing.assert_close(guided[3], unconditional + 3 * (conditional - unconditional))
 
 
 def test_only_the_ways_that_are_asked_for_cost_parameters():
@@ -227,7 +228,7 @@ def test_several_captions_take_turns_and_some_are_withheld():
 
 
 def test_a_network_learns_what_words_mean():
-    """Two grey pictures, "dark" and "light": told one word, it draws that one from pure noise."""
+    """Two grey pictures, "dark" and "light": given one word, it draws that one from pure noise."""
     images = torch.stack([torch.full((3, 8, 8), 60), torch.full((3, 8, 8), 200)]).to(torch.uint8)
     network = {
         "name": "text_to_image",
@@ -252,9 +253,9 @@ def test_a_network_learns_what_words_mean():
     (record,) = train(run, images, cond=tokenizer.encode(["dark", "light"]))
     x_T, t = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([999, 999])
     with torch.no_grad():
-        told = record.denoiser(x_T, t, tokenizer.encode(["light", "dark"]))
+        answer = record.denoiser(x_T, t, tokenizer.encode(["light", "dark"]))
     dark, light = to_float(images)[:, 0, 0, 0]
-    assert (told[0] - light).abs().mean() < 0.15 and (told[1] - dark).abs().mean() < 0.15
+    assert (answer[0] - light).abs().mean() < 0.15 and (answer[1] - dark).abs().mean() < 0.15
 
 
 def test_captions_must_fit_the_network():

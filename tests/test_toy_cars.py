@@ -87,8 +87,11 @@ def test_a_longer_set_continues_a_shorter_one():
 
 def test_a_set_is_made_of_single_pictures():
     cars = load(4, size=32, seed=5)
+    assert len(cars.images) == len(cars.labels) == len(cars.captions) == 4
     for index in range(4):
         assert torch.equal(cars.images[index], draw(index, seed=5, size=32))
+        shown = [values[place] for values, place in zip(CHOICES.values(), cars.labels[index].tolist())]
+        assert shown == [*attributes(index, seed=5).values()]
         assert cars.captions[index] == caption(index, seed=5)
 
 

@@ -11,22 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch.optim.swa_utils import AveragedModel
 
-from diffusion_utils import batches, training
-from diffusion_utils.batches import batch_indices
+from diffusion_utils import networks
 from diffusion_utils.data import root_mean_square, to_float, toy_cars
-from diffusion_utils.prediction import PREDICTION_TYPES
-from diffusion_utils.sampling import sample
+from diffusion_utils.data.order import _epoch_order, batch_indices
+from diffusion_utils.prediction import PREDICTION_TYPES, Denoiser
+from diffusion_utils.sampling import sample, stream
 from diffusion_utils.schedule import make_schedule
-from diffusion_utils.training import (
-    StepRecord,
-    TrainConfig,
-    diffusion_loss,
-    ema_update,
-    load_checkpoint,
-    make_batch,
-    make_cond,
-    train,
-)
+from diffusion_utils.training import StepRecord, TrainConfig, load_checkpoint, train
+from diffusion_utils.training.batches import Batch, Batches, make_batch, make_cond
+from diffusion_utils.training.loop import bf16_is_native, make_objective
+from diffusion_utils.training.optimizers import ema_update
 
 TINY = {"name": "resnet", "channels": [8, 8], "stem": 2, "embedding_dim": 8}
 
@@ -134,10 +128,10 @@ def test_one_step_is_adamw_on_the_loss_with_clipped_gradient(tmp_path):
     steps.close()
 
     torch.manual_seed(0)
-    net = training.networks.build(**TINY)
+    net = networks.build(**TINY)
     rate = 1e-3 / 2  # the first of two warm-up steps
     optimizer = torch.optim.AdamW(net.parameters(), rate, betas=(0.9, 0.99), weight_decay=0.01)
-    loss = diffusion_loss(net, *make_batch(images, 0, run), run.make_schedule(), "sample")
+    loss = Denoiser(net, run.make_schedule(), "sample").loss(*make_batch(images, 0, run))
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(net.parameters(), 0.01)
     optimizer.step()
@@ -151,43 +145,92 @@ def test_one_step_is_adamw_on_the_loss_with_clipped_gradient(tmp_path):
 
 
 class Answers(torch.nn.Module):
-    """A network that answers c·x_t + t/100 and remembers what it was asked."""
+    """A network that answers 0.3·x + t/100, and the condition on top; it remembers what it was asked."""
 
-    def forward(self, x, t):
-        self.asked = x, t
-        return 0.3 * x + t.view(-1, 1, 1, 1) / 100
+    def forward(self, x, t, cond=None):
+        self.asked = x, t, cond
+        answer = 0.3 * x + t.view(-1, 1, 1, 1) / 100
+        return answer if cond is None else answer + cond.view(-1, 1, 1, 1)
 
 
-@pytest.mark.parametrize("gamma", [None, 5.0, 0.7])
-@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
-@pytest.mark.parametrize("d", [0.5, 1.7])
-def test_the_loss_equals_one_computed_by_hand(prediction_type, gamma, d):
-    schedule = make_schedule("linear", 100)
+def batch_of_five():
     x0, noise = torch.randn(2, 5, 3, 4, 6, generator=torch.Generator().manual_seed(0)).unbind(0)
-    t = torch.tensor([0, 3, 30, 60, 99])
-    net = Answers()
-    loss = diffusion_loss(net, x0, noise, t, schedule, prediction_type, gamma, d)
+    return Batch(x0, noise, torch.tensor([0, 3, 30, 60, 99]))
 
-    expected = 0.0
-    for i in range(5):
-        signal_share = float(schedule.alphas_cumprod[t[i]])
+
+def by_hand(prediction_type, d, batch, alphas_cumprod, cond=None):
+    """One picture at a time: what the network is given, its mean squared error, SNR, and the error of x̂₀ (as a
+    share of its own) that its error is worth."""
+    for i in range(len(batch.t)):
+        signal_share = float(alphas_cumprod[batch.t[i]])
         alpha, sigma = math.sqrt(signal_share), math.sqrt(1 - signal_share)
         snr = signal_share / (1 - signal_share)
-        x_t = alpha * x0[i].double() + sigma * noise[i].double()
+        x0, noise = batch.x0[i].double(), batch.noise[i].double()
+        x_t = alpha * x0 + sigma * noise
         strength = math.sqrt(signal_share * d**2 + 1 - signal_share)  # of x_t
-        shown = x_t / strength if prediction_type == "edm" else x_t
-        torch.testing.assert_close(net.asked[0][i].double(), shown, atol=1e-5, rtol=1e-5)
+        given = x_t / strength if prediction_type == "edm" else x_t
         right, share = {
-            "epsilon": (noise[i], snr),
-            "sample": (x0[i], 1.0),
-            "v_prediction": (alpha * noise[i] - sigma * x0[i], snr + 1),
-            "edm": ((sigma / d * x0[i] - alpha * d * noise[i]) / strength, snr + 1 / d**2),
+            "epsilon": (noise, snr),
+            "sample": (x0, 1.0),
+            "v_prediction": (alpha * noise - sigma * x0, snr + 1),
+            "edm": ((sigma / d * x0 - alpha * d * noise) / strength, snr + 1 / d**2),
         }[prediction_type]
-        weight = 1.0 if gamma is None else min(snr, gamma) / share
-        answer = 0.3 * shown + int(t[i]) / 100
-        expected += weight * float((answer - right).square().mean()) / 5
+        answer = 0.3 * given + int(batch.t[i]) / 100 + (0 if cond is None else float(cond[i]))
+        yield given, float((answer - right).square().mean()), snr, share
+
+
+@pytest.mark.parametrize("weight", [None, [0.0, 1.0, 0.5, 2.0, 3.0]])
+@pytest.mark.parametrize("cond", [None, [1.0, -1.0, 0.0, 2.0, 0.5]])
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+@pytest.mark.parametrize("d", [0.5, 1.7])
+def test_the_loss_equals_one_computed_by_hand(prediction_type, cond, weight, d):
+    net, batch = Answers(), batch_of_five()
+    weight, cond = (None if values is None else torch.tensor(values) for values in (weight, cond))
+    denoiser = Denoiser(net, make_schedule("linear", 100), prediction_type, d)
+    loss = denoiser.loss(batch.x0, batch.noise, batch.t, cond, weight)
+
+    expected = 0.0
+    pictures = by_hand(prediction_type, d, batch, denoiser.schedule.alphas_cumprod, cond)
+    for i, (given, error, _, _) in enumerate(pictures):
+        torch.testing.assert_close(net.asked[0][i].double(), given, atol=1e-5, rtol=1e-5)
+        expected += error * (1.0 if weight is None else float(weight[i])) / 5
+    assert loss.dim() == 0 and loss.item() == pytest.approx(expected, rel=1e-4)
+    assert torch.equal(net.asked[1], batch.t) and net.asked[2] is cond
+
+
+def test_the_loss_of_a_right_answer_is_0_and_its_gradient_reaches_the_network():
+    batch, schedule = batch_of_five(), make_schedule("cosine", 100)
+    scale = torch.ones((), requires_grad=True)
+
+    class Knows(torch.nn.Module):
+        def forward(self, x, t):
+            return scale * batch.noise
+
+    loss = Denoiser(Knows(), schedule, "epsilon").loss(*batch)
+    assert loss.item() == 0
+    with torch.no_grad():
+        scale.fill_(1.5)
+    loss = Denoiser(Knows(), schedule, "epsilon").loss(*batch)
+    loss.backward()
+    square = batch.noise.square().mean()
+    torch.testing.assert_close(loss.detach(), 0.25 * square)
+    torch.testing.assert_close(scale.grad, 2 * 0.5 * square)
+
+
+@pytest.mark.parametrize("gamma, floor", [(None, 0.0), (5.0, 0.0), (0.7, 0.0), (5.0, 0.5)])
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+@pytest.mark.parametrize("d", [0.5, 1.7])
+def test_training_weighs_errors_as_min_snr_does_by_hand(prediction_type, gamma, floor, d):
+    floor = 0.0 if prediction_type == "epsilon" else floor  # which takes none
+    batch = batch_of_five()
+    run = config(prediction_type=prediction_type, min_snr_gamma=gamma, snr_floor=floor, sigma_data=d)
+    denoiser = Denoiser(Answers(), make_schedule("linear", 100), prediction_type, d)
+    loss = make_objective(run, denoiser)(batch, 0.0)
+
+    expected = 0.0
+    for _, error, snr, share in by_hand(prediction_type, d, batch, denoiser.schedule.alphas_cumprod):
+        expected += error / 5 * (1.0 if gamma is None else max(floor, min(snr, gamma)) / share)
     assert loss.item() == pytest.approx(expected, rel=1e-4)
-    assert torch.equal(net.asked[1], t)
 
 
 def test_min_snr_reaches_the_training_loop():
@@ -241,7 +284,7 @@ def test_batches_depend_on_seed_and_step_alone():
         make_batch(images, step, run)
     torch.manual_seed(123)
     torch.randn(7)
-    batches._epoch_order.cache_clear()
+    _epoch_order.cache_clear()
     again = make_batch(images, 5, run)
     assert all(torch.equal(a, b) for a, b in zip(first, again))
 
@@ -279,7 +322,7 @@ def test_shapes_ranges_and_distribution_of_a_batch():
 
 def drawn_by_hand(run, step):
     """Flips, then what the timesteps come from, then noise, from one generator."""
-    generator = torch.Generator().manual_seed(batches._stream(run.seed, step))
+    generator = torch.Generator().manual_seed(stream(run.seed, step))
     batch, T = run.batch_size, run.num_train_timesteps
     flips = torch.rand(batch, 1, 1, 1, generator=generator) if run.flip else None
     if run.timestep_sampling == "uniform":
@@ -323,29 +366,29 @@ def test_lognormal_noise_levels_have_karras_mean_and_deviation(schedule):
     assert levels.std().item() == pytest.approx(1.2, abs=0.03)
 
 
-def test_descriptions_stay_with_their_pictures_and_some_are_withheld():
+def test_conditions_stay_with_their_pictures_and_some_are_withheld():
     images = torch.arange(8, dtype=torch.uint8).view(8, 1, 1, 1).expand(8, 3, 2, 2)
     cond = torch.eye(8)  # row i says "I am picture i"
     run = config(batch_size=400, cond_dropout=0.25, flip=False)
     x0, _, _ = make_batch(images, 3, run)
     rows = make_cond(cond, 3, run)
     which = ((x0[:, 0, 0, 0] + 1) * 127.5).round().long()
-    told = rows.any(1)
-    assert torch.equal(rows[told], cond[which[told]]) and rows[~told].eq(0).all()
-    assert 0.15 < 1 - told.float().mean() < 0.35
+    kept = rows.any(1)
+    assert torch.equal(rows[kept], cond[which[kept]]) and rows[~kept].eq(0).all()
+    assert 0.15 < 1 - kept.float().mean() < 0.35
     assert torch.equal(rows, make_cond(cond, 3, run)) and not torch.equal(rows, make_cond(cond, 4, run))
     parts = [make_cond(cond, 3, run, share=(i, 4)) for i in range(4)]
     assert torch.equal(torch.cat(parts), rows)
 
 
-@pytest.mark.parametrize("share, told", [(0.0, 1.0), (1.0, 0.0)])
-def test_all_or_none_of_the_descriptions_can_be_withheld(share, told):
+@pytest.mark.parametrize("share, kept", [(0.0, 1.0), (1.0, 0.0)])
+def test_all_or_none_of_the_conditions_can_be_withheld(share, kept):
     rows = make_cond(torch.ones(5, 2), 0, config(batch_size=20, cond_dropout=share))
-    assert torch.equal(rows, torch.full((20, 2), told))
+    assert torch.equal(rows, torch.full((20, 2), kept))
 
 
-def test_a_described_network_draws_what_it_is_told():
-    """Two grey pictures, one dark and one light: told which, the network answers with it even where
+def test_a_conditional_network_draws_what_the_condition_says():
+    """Two grey pictures, one dark and one light: given which, the network answers with it even where
     the noise has left nothing to see."""
     images = torch.tensor([30, 220], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 8, 8)
     run = config(
@@ -360,15 +403,15 @@ def test_a_described_network_draws_what_it_is_told():
     (record,) = train(run, images, cond=torch.eye(2))
     x_T, t = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([999, 999])
     with torch.no_grad():
-        told = record.denoiser(x_T, t, torch.eye(2))
+        answer = record.denoiser(x_T, t, torch.eye(2))
     dark, light = to_float(images)[:, 0, 0, 0]
-    assert (told[0] - dark).abs().mean() < 0.15 and (told[1] - light).abs().mean() < 0.15
+    assert (answer[0] - dark).abs().mean() < 0.15 and (answer[1] - light).abs().mean() < 0.15
 
 
 @pytest.mark.parametrize(
     "cond_dim, cond", [(3, None), (None, torch.zeros(12, 3)), (3, torch.zeros(12, 2)), (3, torch.zeros(11, 3))]
 )
-def test_descriptions_must_fit_network_and_pictures(cond_dim, cond):
+def test_conditions_must_fit_network_and_pictures(cond_dim, cond):
     network = {**TINY, "cond_dim": cond_dim} if cond_dim else TINY
     with pytest.raises(ValueError, match="the network takes (no cond|cond of shape .12, 3.), not"):
         next(train(config(network=network), pictures(), cond=cond))
@@ -384,6 +427,17 @@ def test_flips_mirror_about_half_of_the_pictures_left_to_right():
     assert (unchanged ^ mirrored).all()
     assert 150 < mirrored.sum() < 250
     assert torch.equal(make_batch(images, 0, config(batch_size=400, flip=False))[0], straight)
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+@pytest.mark.parametrize("share", [(0, 1), (1, 2)])
+def test_the_batch_of_a_step_is_made_of_its_parts(conditional, share):
+    run, images, cond = config(seed=2), pictures(), torch.eye(12)
+    net = networks.build(**TINY, **({"cond_dim": 12} if conditional else {}))
+    batch = Batches(images, cond if conditional else None, net, run, share)[7]
+    for one, other in zip(batch, make_batch(images, 7, run, share)):
+        assert torch.equal(one, other)
+    assert torch.equal(batch.cond, make_cond(cond, 7, run, share)) if conditional else batch.cond is None
 
 
 # ---------------------------------------------------------------- budget, rate, average
@@ -522,7 +576,7 @@ def test_precisions_can_follow_each_other_in_one_process():
     full, half, full_again, auto, half_again = map(weights, runs)
     assert torch.equal(full, full_again) and torch.equal(half, half_again)
     assert not torch.equal(full, half)
-    native = training.bf16_is_native(next(runs[0].denoiser.net.parameters()).device)
+    native = bf16_is_native(next(runs[0].denoiser.net.parameters()).device)
     assert torch.equal(auto, half if native else full)
     torch.testing.assert_close(half, full, atol=0.02, rtol=0.1)
     assert {p.dtype for p in runs[1].denoiser.net.parameters()} == {torch.float32}
@@ -534,8 +588,8 @@ def test_precisions_can_follow_each_other_in_one_process():
 @pytest.mark.parametrize(
     "change, text",
     [
-        ({"prediction_type": "x0"}, "unknown prediction_type 'x0': choose one of epsilon, sample"),
-        ({"steps": None}, "say when to stop: give steps, images or minutes"),
+        ({"prediction_type": "x0"}, "prediction_type must be one of epsilon, sample, v_prediction, edm, not 'x0'"),
+        ({"schedule": "quadratic"}, "schedule must be one of linear, cosine, not 'quadratic'"),
         ({"steps": 0}, "steps must be greater than 0, not 0"),
         ({"minutes": -1}, "minutes must be greater than 0, not -1"),
         ({"images": 0}, "images must be greater than 0"),
@@ -545,7 +599,8 @@ def test_precisions_can_follow_each_other_in_one_process():
         ({"log_every": 0}, "log_every must be greater than 0"),
         ({"checkpoint_every": 0}, "checkpoint_every must be greater than 0"),
         ({"ema_decay": 1.0}, r"ema_decay must lie in \[0, 1\)"),
-        ({"decay_fraction": 1.5}, r"decay_fraction in \[0, 1\]"),
+        ({"decay_fraction": 1.5}, r"decay_fraction must lie in \[0, 1\]"),
+        ({"cond_dropout": -0.1}, r"cond_dropout must lie in \[0, 1\]"),
         ({"mixed_precision": "fp16"}, "mixed_precision must be one of auto, no, bf16, not 'fp16'"),
         ({"compile": "maybe"}, "compile must be one of auto, no, yes, not 'maybe'"),
         ({"timestep_sampling": "normal"}, "timestep_sampling must be one of uniform, lognormal, not"),
@@ -570,7 +625,9 @@ def test_a_bad_configuration_is_an_error(change, text):
     [
         ({"network": {"name": "vit"}}, "unknown network 'vit'"),
         ({"network": {**TINY, "width": 3}}, "network 'resnet': .*width"),
-        ({"schedule": "quadratic"}, "quadratic"),
+        ({"steps": None}, "say when to stop: give steps, images or minutes"),
+        ({"network": None}, "say what to train"),
+        ({"sigma_data": None}, "say what to train"),
         ({"prediction_type": "epsilon", "zero_terminal_snr": True}, "epsilon prediction cannot"),
         ({"network": {**TINY, "channels": [8] * 4}}, "multiples of the network's stride, 16"),
     ],
@@ -598,13 +655,13 @@ def test_numbers_that_explode_end_the_run_with_advice():
 
 @pytest.mark.parametrize("log_every", [1, 50])
 def test_a_loss_that_is_not_finite_spares_the_good_checkpoint(tmp_path, monkeypatch, log_every):
-    calls, loss = [], training.diffusion_loss
+    calls, loss = [], Denoiser.loss
 
     def breaks(*args):
         calls.append(1)
         return loss(*args) * (float("nan") if len(calls) == 4 else 1)
 
-    monkeypatch.setattr(training, "diffusion_loss", breaks)
+    monkeypatch.setattr(Denoiser, "loss", breaks)
     with pytest.raises(FloatingPointError, match="the loss is nan after 4 steps"):
         list(train(config(checkpoint_every=1, log_every=log_every), pictures(), tmp_path))
     state = load_checkpoint(tmp_path / "checkpoint.pt")

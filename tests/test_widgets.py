@@ -9,9 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion_utils import widgets
 from diffusion_utils.data import to_uint8
-from diffusion_utils.plotting import picture_grid
+from diffusion_utils.plotting import picture_grid, widgets
 from diffusion_utils.schedule import cosine
 
 

@@ -14,7 +14,7 @@ The data is for non-commercial research.  The official download is gone, and tor
 
 import hashlib
 import os
-import sys
+import re
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -24,42 +24,29 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from scipy.io import loadmat
 from torch import Tensor
 
-from diffusion_utils.files import write_atomically
+from diffusion_utils.files import read_cached, write_cached
 
 KAGGLE_DATASET = "rickyyyyyyy/torchvision-stanford-cars"
 ROOT_VARIABLE = "STANFORD_CARS_ROOT"
-CACHE_VARIABLE = "DIFFUSION_UTILS_CACHE"
 MARGIN = 0.08
 ASPECT = 4 / 3
 GET_IT = (
-    "Get the data with `python -m diffusion_utils.data.stanford_cars` (needs no login), or download "
+    "Get the data with `python -m diffusion_utils download` (needs no login), or download "
     f"https://www.kaggle.com/datasets/{KAGGLE_DATASET} by hand and point the environment variable "
     f"{ROOT_VARIABLE} at the folder that holds stanford_cars/"
 )
 BODY_TYPES = ("sedan", "SUV", "coupe", "convertible", "hatchback", "pickup", "minivan", "van", "wagon")
-# Classes whose name does not end in their body type, by the word that tells them from all others.
-BODY_TYPE_OF = {
-    "Type-S": "sedan",
-    "Type R": "coupe",
-    "Regal GS": "sedan",
-    "Corvette ZR1": "coupe",
-    "Corvette Ron": "coupe",
-    "HHR": "wagon",
-    "Cobalt SS": "coupe",
-    "TrailBlazer": "SUV",
-    "300 SRT-8": "sedan",
-    "Challenger": "coupe",
-    "Charger SRT-8": "sedan",
-    "Abarth": "hatchback",
-    "SuperCab": "pickup",
-    "Coupe IPL": "coupe",
-    "XK XKR": "coupe",
-    "Superleggera": "coupe",
+# Classes whose name does not end in their body type, by the words that tell them from all others.
+SAYS_BODY_TYPE = {
+    "sedan": r"Type-S|Regal GS|300 SRT-8|Charger SRT-8",
+    "coupe": r"Type R|Corvette (ZR1|Ron)|Cobalt SS|Challenger|Coupe IPL|XK XKR|Superleggera",
+    "wagon": r"HHR",
+    "SUV": r"TrailBlazer",
+    "hatchback": r"Abarth",
+    "pickup": r"SuperCab",
 }
 PICTURE_ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
@@ -113,8 +100,8 @@ def body_type(name: str) -> str:
     for kind in BODY_TYPES:
         if last.lower() == kind.lower():
             return kind
-    for words, kind in BODY_TYPE_OF.items():
-        if words in name:
+    for kind, words in SAYS_BODY_TYPE.items():
+        if re.search(words, name):
             return kind
     raise ValueError(f"{name!r} does not say what kind of car it is: one of {', '.join(BODY_TYPES)}")
 
@@ -141,14 +128,14 @@ def download() -> Path:
     """Fetch the data from Kaggle (1.9 GB, kept in kagglehub's cache) and return its folder.
 
     Raises:
-        RuntimeError: kagglehub is missing or the download failed; says what to do by hand.
+        OSError: kagglehub is missing or the download failed; says what to do by hand.
     """
     try:
         import kagglehub
 
         return Path(kagglehub.dataset_download(KAGGLE_DATASET))
     except Exception as error:  # kagglehub raises many kinds; the reader's way out is the same
-        raise RuntimeError(
+        raise OSError(
             f"the download did not work ({type(error).__name__}: {error}). Open "
             f"https://www.kaggle.com/datasets/{KAGGLE_DATASET} in a browser, press Download, unpack "
             f"it, and point {ROOT_VARIABLE} at the folder that holds stanford_cars/"
@@ -180,12 +167,11 @@ def read_annotations(root: str | Path, split: str = "train") -> tuple[list, list
     A box is (left, top, right, bottom): edges in pixels of the file, counted from 0.
     Raises as `load` does.
     """
-    if split not in ("train", "test"):
+    files = {"train": "devkit/cars_train_annos.mat", "test": "cars_test_annos_withlabels.mat"}
+    if split not in files:
         raise ValueError(f"split must be 'train' or 'test', not {split!r}")
     base = _inner(Path(root))
-    annotations = (
-        base / "devkit" / "cars_train_annos.mat" if split == "train" else base / "cars_test_annos_withlabels.mat"
-    )
+    annotations = base / files[split]
     if not annotations.is_file():
         raise FileNotFoundError(f"{annotations} does not exist. {GET_IT}")
     try:
@@ -285,8 +271,8 @@ def _load(sources: list, size: int, classes: list[str], folder: Path) -> CarPict
         raise ValueError(f"size must be a whole number of pixels, at least 8, not {size!r}")
     if not sources:
         raise ValueError(f"{folder} holds no pictures ({', '.join(sorted(PICTURE_ENDINGS))})")
-    cache = _cache_file(sources, size)
-    images = _read_cache(cache)
+    cache = _cache_name(sources, size)
+    images = read_cached(cache)
     if images is None:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             images = list(pool.map(lambda source: _read(source[0], source[1], size), sources))
@@ -296,12 +282,12 @@ def _load(sources: list, size: int, classes: list[str], folder: Path) -> CarPict
             raise ValueError(f"{folder} holds not one readable picture; the first: {skipped[0]}")
         images = torch.from_numpy(np.ascontiguousarray(np.stack([images[n] for n in keep])))
         if not skipped:  # a set with damaged files is read afresh until they are mended
-            _write_cache(cache, images)
+            write_cached(cache, images)
     else:
         skipped, keep = [], range(len(sources))
     if skipped:
-        shown = "; ".join(skipped[:3]) + (" …" if len(skipped) > 3 else "")
-        warnings.warn(f"skipped {len(skipped)} of {len(sources)} pictures: {shown}", stacklevel=3)
+        first = "; ".join(skipped[:3]) + (" …" if len(skipped) > 3 else "")
+        warnings.warn(f"skipped {len(skipped)} of {len(sources)} pictures: {first}", stacklevel=3)
     names = [sources[n][0].name for n in keep]
     labels = torch.tensor([sources[n][2] for n in keep])
     return CarPictures(images, names, labels, classes, skipped)
@@ -318,32 +304,10 @@ def _read(file: Path, box, size: int) -> np.ndarray | str:
         return f"unreadable ({type(error).__name__}: {error})"
 
 
-def _cache_file(sources: list, size: int) -> Path:
-    """Named by everything that the pixels depend on, so that a change of any of it reads afresh."""
-    digest = hashlib.sha256(f"v1 {size} {MARGIN} {ASPECT}".encode())
+def _cache_name(sources: list, size: int) -> str:
+    """Made of everything that the pixels depend on, so that a change of any of it reads afresh."""
+    digest = hashlib.sha256(f"v2 {size} {MARGIN} {ASPECT}".encode())
     for file, box, _ in sources:
         stat = file.stat() if file.is_file() else None
         digest.update(f"{file} {box} {stat and (stat.st_size, stat.st_mtime_ns)}".encode())
-    default = Path.home() / ".cache" / "diffusion_utils"
-    return Path(os.environ.get(CACHE_VARIABLE, default)) / f"cars-{digest.hexdigest()[:20]}.safetensors"
-
-
-def _read_cache(cache: Path) -> Tensor | None:
-    try:
-        return load_file(cache)["images"]
-    except (OSError, SafetensorError, KeyError):  # none yet, or damaged: make it again
-        return None
-
-
-def _write_cache(cache: Path, images: Tensor) -> None:
-    try:
-        write_atomically(cache, lambda path: save_file({"images": images}, path))
-    except OSError:  # a full or read-only disk costs time on the next start, nothing else
-        pass
-
-
-if __name__ == "__main__":
-    try:
-        print(f"export {ROOT_VARIABLE}={download()}")
-    except RuntimeError as failure:
-        sys.exit(f"error: {failure}")
+    return f"cars-{digest.hexdigest()[:20]}"

@@ -1,7 +1,7 @@
 """Toy cars: an endless set of small car pictures, each drawn by code from two numbers.
 
 Nothing is downloaded: picture `index` of set `seed` is drawn on the spot, and always comes out
-the same. It shows one car from the side, described by four attributes that are chosen uniformly
+the same. It shows one car from the side, with four attributes that are chosen uniformly
 and independently of one another,
 
     body (6)  x  colour (8)  x  direction (2)  x  time of day (3)  =  288 kinds of picture,
@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageColor, ImageDraw
 from torch import Tensor
 
 
@@ -87,16 +87,9 @@ _SHAPES = {
         trim=(((-102, 42), (-102, 80), (-84, 80), (-84, 42)), ((-66, 108), (-70, 94), (10, 94), (6, 108))),
     ),
 }
-_PAINTS = {
-    "red": (214, 36, 40),
-    "orange": (246, 126, 22),
-    "yellow": (250, 212, 46),
-    "green": (40, 158, 72),
-    "blue": (36, 98, 222),
-    "purple": (142, 58, 184),
-    "white": (242, 242, 244),
-    "black": (36, 36, 42),
-}
+COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "white", "black")
+_HEX = ("#d62428", "#f67e16", "#fad42e", "#289e48", "#2462de", "#8e3ab8", "#f2f2f4", "#24242a")
+_PAINTS = {name: ImageColor.getrgb(paint) for name, paint in zip(COLOURS, _HEX)}
 
 
 class _Light(NamedTuple):
@@ -140,17 +133,10 @@ _LIGHTS = {
         beam=True,
     ),
 }
-BODIES, COLOURS, DIRECTIONS, TIMES = (*_SHAPES,), (*_PAINTS,), ("left", "right"), (*_LIGHTS,)
+BODIES, DIRECTIONS, TIMES = (*_SHAPES,), ("left", "right"), (*_LIGHTS,)
 # Kinds of car that text-to-image never sees in training, to find out whether it can put together what
 # it knows: every body type lacks one colour, and of 48 pairs 6 are missing.
-HELD_OUT = {
-    ("sedan", "orange"),
-    ("hatchback", "blue"),
-    ("convertible", "green"),
-    ("pickup", "white"),
-    ("van", "purple"),
-    ("SUV", "yellow"),
-}
+HELD_OUT = set(zip(BODIES, ("orange", "blue", "green", "white", "purple", "yellow")))
 _CHOICES = {"body": BODIES, "colour": COLOURS, "direction": DIRECTIONS, "time": TIMES}
 
 
@@ -207,20 +193,13 @@ def draw(index: int, seed: int = 0, size: int = 64, **overrides: str) -> Tensor:
             raise ValueError(f"{name!r} is no attribute; choose from {', '.join(_CHOICES)}.")
         if value not in _CHOICES[name]:
             raise ValueError(f"{name} cannot be {value!r}; choose from {_CHOICES[name]}.")
-    shown = attributes(index, seed) | overrides
-    light, jitter = _LIGHTS[shown["time"]], _jitter(index, seed)
+    kind = attributes(index, seed) | overrides
+    light, jitter = _LIGHTS[kind["time"]], _jitter(index, seed)
     # Pillow draws hard edges. A canvas of at least 3 times the size makes them soft on resizing.
     scale = max(64, size) / 64
     canvas = _scenery(light, jitter, scale)
-    _car(
-        canvas,
-        _SHAPES[shown["body"]],
-        _PAINTS[shown["colour"]],
-        light,
-        jitter,
-        scale,
-        facing=1 if shown["direction"] == "right" else -1,
-    )
+    shape, paint = _SHAPES[kind["body"]], _PAINTS[kind["colour"]]
+    _car(canvas, shape, paint, light, jitter, scale, facing=1 if kind["direction"] == "right" else -1)
     square = canvas.resize((size, size), Image.Resampling.HAMMING)
     return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
 

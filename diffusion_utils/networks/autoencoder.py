@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_utils.networks.blocks import Downsample, ResBlock, check_size, group_norm, upsample
+from diffusion_utils.networks.registry import register
 
 
 class Posterior(NamedTuple):
@@ -36,6 +37,7 @@ class Posterior(NamedTuple):
         return 0.5 * (self.mean.square() + self.log_variance.exp() - 1 - self.log_variance).mean()
 
 
+@register("autoencoder")
 class Autoencoder(nn.Module):
     """Pictures to latents and back.
 

@@ -37,7 +37,7 @@ class TimestepEmbedding(nn.Module):
     Args:
         dim: length of the vector.
         frequencies: length of the sinusoids, even.
-        cond_dim: length of a further vector that describes the picture (a class, a text), which is
+        cond_dim: length of a condition's vector (that of a class, of a text), which is
             mapped without a bias and added before the last non-linearity, so that a vector of zeros
             says as little as none at all; None: the network takes no description.
     """
@@ -50,7 +50,7 @@ class TimestepEmbedding(nn.Module):
 
     def forward(self, t: Tensor, cond: Tensor | None = None) -> Tensor:
         """t (N,) and, where the network takes it, cond (N, cond_dim); without cond a network that
-        could take one describes nothing in particular, as classifier-free guidance needs it."""
+        could take one is unconditional, as classifier-free guidance needs it."""
         h = self.mlp(timestep_embedding(t, self.frequencies))
         if cond is not None:
             if self.cond is None:

@@ -6,6 +6,7 @@ each resolution (or only where their maxima were), which is what notebook 05 com
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +23,12 @@ from diffusion_utils.networks.blocks import (
     group_norm,
 )
 from diffusion_utils.networks.blocks import upsample as make_upsample
+from diffusion_utils.networks.registry import register
 
 SKIPS = ("none", "indices", "add", "concat")
 
 
+@register("resnet")
 class ResNetEncoderDecoder(nn.Module):
     """A denoiser: encoder down to `stride`, then as many doublings back up.
 
@@ -52,7 +55,7 @@ class ResNetEncoderDecoder(nn.Module):
         timestep: False makes the network blind to t (for comparison); the layers stay.
         picture_channels: 3 for RGB.
         embedding_dim: length of the timestep vector.
-        cond_dim: length of `cond`, a vector that describes the picture; None: it takes none.
+        cond_dim: length of `cond`, the vector of a condition; None: it takes none.
         context_dim: length of the vectors of `context`, a text that attention layers also look at.
         out_channels: of the answer, where it has not as many as the picture that is read.
 
@@ -84,50 +87,20 @@ class ResNetEncoderDecoder(nn.Module):
         out_channels: int | None = None,
     ):
         super().__init__()
+        _check_options(channels, depth, decoder_depth, stem, skip)
+        depths = [depth] * len(channels) if isinstance(depth, int) else depth
         out_channels = out_channels or picture_channels
         self.cond_shape = (cond_dim,) if cond_dim else None
-        if isinstance(channels, int):
-            raise ValueError(f"channels must be a list of widths, one per stage, such as [{channels}]")
-        if stem not in (1, 2, 4):
-            raise ValueError(f"stem must be 1, 2 or 4, not {stem}")
-        if skip not in SKIPS:
-            raise ValueError(f"unknown skip {skip!r}: choose one of {', '.join(SKIPS)}")
-        depths = [depth] * len(channels) if isinstance(depth, int) else list(depth)
-        if not channels or len(depths) != len(channels) or min(depths) < 1 or decoder_depth < 0:
-            raise ValueError(
-                "channels needs at least one width, depth one number ≥ 1 (or one per stage), and "
-                "decoder_depth a number ≥ 0"
-            )
-        if skip == "indices" and decoder_depth == 0:
-            raise ValueError("skip='indices' needs decoder_depth ≥ 1: unpooling leaves gaps to be filled")
-        if skip != "none" and len(channels) == 1:
-            raise ValueError(f"skip={skip!r} needs two stages or more: with one there is nothing to carry past")
+        self.timestep = timestep
         self.stride = stem * 2 ** (len(channels) - 1)
         check_attention(attention, [stem * 2**i for i in range(len(channels))])
-        self.timestep = timestep
-        doublings = int(math.log2(self.stride))
-        if doublings < 1:
-            raise ValueError("a stride of 1 leaves nothing to decode: give more channels or a larger stem")
-        # The head doubles last, unless there are features at full resolution to bring in before it.
-        head_doubles = stem > 1 or skip == "none"
-        ups = len(channels) - 1 if patch_head else doublings - head_doubles
-        if decoder_channels is None:
-            # The encoder's widths in reverse; below the stem's own width it keeps halving.
-            widths = [*reversed(channels[:-1])]
-            while len(widths) < ups:
-                widths.append(max(8, (widths or channels)[-1] // 2))
-            decoder_channels = tuple(widths[:ups])
-        if len(decoder_channels) != ups:
-            raise ValueError(f"a stride of {self.stride} needs {ups} decoder_channels, not {len(decoder_channels)}")
-        skips = len(channels) - 1 if skip != "none" else 0
-        if tuple(decoder_channels[:skips]) != tuple(reversed(channels[:-1]))[:skips]:
-            raise ValueError(
-                f"with skip={skip!r} decoder_channels must begin with the encoder's widths in reverse, "
-                f"{[*reversed(channels[:-1])]}, not {list(decoder_channels)}"
-            )
+        # The head doubles last, unless it answers patches, or features at full resolution come in before it.
+        head_doubles = not patch_head and (stem > 1 or skip == "none")
+        ups = len(channels) - 1 if patch_head else int(math.log2(self.stride)) - head_doubles
+        widths = _decoder_widths(channels, decoder_channels, ups, skip)
 
         def blocks(width: int, count: int, stride: int) -> list[nn.Module]:
-            layers = []
+            layers: list[nn.Module] = []
             for _ in range(count):
                 layers.append(ResBlock(width, width, embedding_dim))
                 if stride in attention:
@@ -135,10 +108,9 @@ class ResNetEncoderDecoder(nn.Module):
             return layers
 
         self.embed = TimestepEmbedding(embedding_dim, cond_dim=cond_dim)
-        self.stem = nn.Sequential(
-            nn.PixelUnshuffle(stem) if stem > 1 else nn.Identity(),
-            nn.Conv2d(picture_channels * stem**2, channels[0], 3, padding=1),
-        )
+        fold = nn.PixelUnshuffle(stem) if stem > 1 else nn.Identity()
+        self.stem = nn.Sequential(fold, nn.Conv2d(picture_channels * stem**2, channels[0], 3, padding=1))
+
         self.encoder = nn.ModuleList()
         down = PoolDown if skip == "indices" else Downsample
         for i, (width, count) in enumerate(zip(channels, depths)):
@@ -147,24 +119,21 @@ class ResNetEncoderDecoder(nn.Module):
             self.encoder.extend(blocks(width, count, stem * 2**i))
 
         self.decoder = nn.ModuleList()
-        width, stride = channels[-1], self.stride
-        for i, next_width in enumerate(decoder_channels):
-            stride //= 2
-            if i < skips:
-                self.decoder.append(SkipUp(skip, width, next_width, upsample))
-            else:
-                self.decoder.append(make_upsample(upsample, width, next_width))
-            self.decoder.extend(blocks(next_width, decoder_depth, stride))
+        for i, (before, width) in enumerate(zip([channels[-1], *widths], widths)):
+            has_skip = skip != "none" and i < len(channels) - 1
+            self.decoder.append(
+                SkipUp(skip, before, width, upsample) if has_skip else make_upsample(upsample, before, width)
+            )
+            self.decoder.extend(blocks(width, decoder_depth, self.stride // 2 ** (i + 1)))
             # Bare transposed convolutions in a row would collapse into one linear map.
             if decoder_depth == 0:
-                self.decoder.append(nn.Sequential(group_norm(next_width), nn.SiLU()))
-            width = next_width
-        if patch_head:
-            last = nn.Conv2d(width, out_channels * stem**2, 3, padding=1)
-        elif head_doubles:
+                self.decoder.append(nn.Sequential(group_norm(width), nn.SiLU()))
+
+        width = widths[-1] if widths else channels[-1]
+        if head_doubles:
             last = make_upsample(upsample, width, out_channels)
         else:
-            last = nn.Conv2d(width, out_channels, 3, padding=1)
+            last = nn.Conv2d(width, out_channels * (stem**2 if patch_head else 1), 3, padding=1)
         self.head = nn.Sequential(group_norm(width), nn.SiLU(), last)
         if patch_head:
             self.head.append(nn.PixelShuffle(stem))
@@ -193,3 +162,43 @@ class ResNetEncoderDecoder(nn.Module):
                     kept.append(h)
                 h = layer(h)
         return self.head(h)
+
+
+def _check_options(
+    channels: Sequence[int], depth: int | Sequence[int], decoder_depth: int, stem: int, skip: str
+) -> None:
+    """Raise a ValueError for a configuration that cannot be built."""
+    if isinstance(channels, int):
+        raise ValueError(f"channels must be a list of widths, one per stage, such as [{channels}]")
+    if stem not in (1, 2, 4):
+        raise ValueError(f"stem must be 1, 2 or 4, not {stem}")
+    if skip not in SKIPS:
+        raise ValueError(f"unknown skip {skip!r}: choose one of {', '.join(SKIPS)}")
+    depths = [depth] * len(channels) if isinstance(depth, int) else depth
+    if not channels or len(depths) != len(channels) or min(depths) < 1 or decoder_depth < 0:
+        raise ValueError(
+            "channels needs at least one width, depth one number ≥ 1 (or one per stage), and decoder_depth a number ≥ 0"
+        )
+    if skip == "indices" and decoder_depth == 0:
+        raise ValueError("skip='indices' needs decoder_depth ≥ 1: unpooling leaves gaps to be filled")
+    if skip != "none" and len(channels) == 1:
+        raise ValueError(f"skip={skip!r} needs two stages or more: with one there is nothing to carry past")
+    if stem * 2 ** (len(channels) - 1) < 2:
+        raise ValueError("a stride of 1 leaves nothing to decode: give more channels or a larger stem")
+
+
+def _decoder_widths(channels: Sequence[int], asked: Sequence[int] | None, ups: int, skip: str) -> list[int]:
+    """The width after each of `ups` doublings: the ones asked for, or the encoder's widths in reverse and,
+    below the stem's own width, halved from there on."""
+    mirrored = [*reversed(channels[:-1])]
+    widths = [*asked] if asked is not None else mirrored[:ups]
+    while asked is None and len(widths) < ups:
+        widths.append(max(8, (widths or channels)[-1] // 2))
+    if len(widths) != ups:
+        raise ValueError(f"this encoder needs {ups} decoder_channels, not {len(widths)}")
+    if skip != "none" and widths[: len(mirrored)] != mirrored:
+        raise ValueError(
+            f"with skip={skip!r} decoder_channels must begin with the encoder's widths in reverse, "
+            f"{mirrored}, not {widths}"
+        )
+    return widths

@@ -1,4 +1,4 @@
-"""SegNet: an encoder–decoder whose decoder is told where each maximum was, and nothing else.
+"""SegNet: an encoder–decoder whose decoder gets the place of each maximum, and nothing else.
 
 Badrinarayanan, Kendall & Cipolla 2015 (1511.00561), figure 2: VGG-like stages of convolutions, each
 ended by 2×2 max pooling; the decoder mirrors it, puts each value back where the maximum had been
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion_utils.networks.blocks import TimestepEmbedding, check_size, group_norm
+from diffusion_utils.networks.registry import register
 
 
 class ConvBlock(nn.Module):
@@ -34,6 +35,7 @@ class ConvBlock(nn.Module):
         return F.relu(self.norm(self.conv(x)) * (1 + scale) + shift)
 
 
+@register("segnet")
 class SegNet(nn.Module):
     """A denoiser in SegNet's form.
 
@@ -43,7 +45,7 @@ class SegNet(nn.Module):
         depth: convolutions per stage, one number or one per stage (the paper: 2, 2, 3, 3, 3).
         picture_channels: 3 for RGB.
         embedding_dim: length of the timestep vector.
-        cond_dim: length of `cond`, a vector that describes the picture; None: it takes none.
+        cond_dim: length of `cond`, the vector of a condition; None: it takes none.
 
     Shape:
         x_t (N, C, H, W), t int64 (N,) and cond None or (N, cond_dim) to (N, C, H, W); H and W

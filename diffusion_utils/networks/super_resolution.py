@@ -1,4 +1,4 @@
-"""Super-resolution: a denoiser that is shown the picture it is to draw, small.
+"""Super-resolution: a denoiser conditioned on the picture it is to draw, small.
 
 The second stage of a cascade (Ho et al. 2022, 2106.15282; DALL-E 2; Imagen): one network draws a
 small picture, another one draws a larger picture from it.
@@ -8,15 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffusion_utils.networks.registry import build, register
 from diffusion_utils.schedule import Schedule
 
 
+@register("super_resolution")
 class SuperResolution(nn.Module):
     """Any picture network, its input widened by the small picture, enlarged, and its noise level.
 
     In training the small pictures come from real ones; in a cascade another network has drawn
     them, with mistakes that real ones do not have.  So training puts noise on them, little or much, and
-    tells the network how much (conditioning augmentation: Imagen, 2205.11487, section 2.5 and
+    gives the network its level (conditioning augmentation: Imagen, 2205.11487, section 2.5 and
     appendix A.1): it learns not to believe its condition to the last pixel.
 
     Args:
@@ -33,8 +35,6 @@ class SuperResolution(nn.Module):
 
     def __init__(self, net: dict, scale: int = 2, max_noise: int = 500):
         super().__init__()
-        from diffusion_utils.networks import build  # which lists this class among the others
-
         if scale < 2 or max_noise < 1:
             raise ValueError(f"scale must be at least 2 and max_noise at least 1, not {scale} and {max_noise}")
         self.scale, self.max_noise = scale, max_noise
@@ -57,7 +57,7 @@ def shrink(images: Tensor, scale: int = 2) -> Tensor:
 
 
 def low_resolution_cond(small: Tensor, schedule: Schedule, level: Tensor, noise: Tensor) -> Tensor:
-    """What `SuperResolution` is told: the small picture with noise of a level, and the level.
+    """The condition of `SuperResolution`: the small picture with noise of a level, and the level.
 
     Args:
         small: (N, 3, h, w) in [-1, 1].

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffusion_utils.networks.registry import build, register
+
 NOTHING = 0  # the number that stands for "no word"
 
 
@@ -138,8 +140,9 @@ class TextEncoder(nn.Module):
         return x, mask, x[:, 0]
 
 
+@register("text_to_image")
 class TextToImage(nn.Module):
-    """A denoiser that is told in words what to draw.
+    """A denoiser conditioned on words.
 
     The text reaches the picture in one or both of two ways:
 
@@ -176,8 +179,6 @@ class TextToImage(nn.Module):
         text_depth: int = 2,
     ):
         super().__init__()
-        from diffusion_utils.networks import build  # which lists this class among the others
-
         if not pooled and not cross_attention:
             raise ValueError("the text needs a way to the picture: pooled, cross_attention or both")
         if cross_attention and not net.get("attention"):

@@ -18,8 +18,10 @@ from diffusion_utils.networks.blocks import (
     group_norm,
     upsample,
 )
+from diffusion_utils.networks.registry import register
 
 
+@register("unet")
 class UNet(nn.Module):
     """A denoiser in U-Net form, at any width.
 
@@ -32,7 +34,7 @@ class UNet(nn.Module):
             block; the middle, at the lowest resolution, always has it.
         picture_channels: 3 for RGB.
         embedding_dim: length of the timestep vector.
-        cond_dim: length of `cond`, a vector that describes the picture; None: it takes none.
+        cond_dim: length of `cond`, the vector of a condition; None: it takes none.
 
     Shape:
         x_t (N, C, H, W), t int64 (N,) and cond None or (N, cond_dim) to (N, C, H, W); H and W

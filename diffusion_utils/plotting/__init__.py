@@ -12,17 +12,4 @@ applies to these figures alone: importing this module leaves matplotlib's settin
 
 from diffusion_utils.plotting.charts import curves, dots, loss_curves, points, schedule_curves
 from diffusion_utils.plotting.drawings import network_drawing
-from diffusion_utils.plotting.pictures import picture_grid, save_grid, show_grid, strip
-
-__all__ = [
-    "curves",
-    "dots",
-    "loss_curves",
-    "network_drawing",
-    "picture_grid",
-    "points",
-    "save_grid",
-    "schedule_curves",
-    "show_grid",
-    "strip",
-]
+from diffusion_utils.plotting.pictures import picture_grid, save_grid, save_picture, show_grid, strip

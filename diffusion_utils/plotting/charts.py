@@ -2,44 +2,31 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.figure import Figure
 from torch import Tensor
 
-from diffusion_utils.plotting.style import (
-    COLOURS,
-    FONT_SIZE,
-    WIDTH,
-    described,
-    line_figure,
-    listed,
-    not_empty,
-    numbers,
-    style,
-)
+from diffusion_utils.plotting.style import COLOURS, FONT_SIZE, WIDTH, line_figure, listed, style, with_alt
 from diffusion_utils.schedule import Schedule
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
-
-def schedule_curves(schedules: Mapping[str, Schedule]) -> "Figure":
+def schedule_curves(schedules: Mapping[str, Schedule]) -> Figure:
     """Schedules side by side: √ᾱ_t, log₁₀ of the signal-to-noise ratio, and β_t, against t / T."""
-    not_empty(schedules, "schedules", '{"cosine": cosine(1000)}')
+    _not_empty(schedules, "schedules", '{"cosine": cosine(1000)}')
     with line_figure(panels=3) as (figure, panels):
         for (name, schedule), dashes in zip(schedules.items(), itertools.cycle(("-", "--", ":", "-."))):
             steps = schedule.num_train_timesteps
             signal = schedule.alphas_cumprod.sqrt()
             for axes, y in zip(panels, (signal, schedule.snr().log10(), schedule.betas)):
-                y = numbers(y)
+                y = _numbers(y)
                 y[~np.isfinite(y)] = np.nan  # without any signal, log SNR is -∞
                 axes.plot(np.arange(steps) / steps, y, dashes, label=f"{name}, T = {steps}")
         panels[0].set(title="share of signal left", xlabel="t / T", ylabel="√ᾱ")
         panels[1].set(title="signal-to-noise ratio", xlabel="t / T", ylabel="log₁₀ SNR")
         panels[2].set(title="noise added per step", xlabel="t / T", ylabel="β", yscale="log")
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
-    return described(
+    return with_alt(
         figure,
         f"Three charts against t / T, for {listed(schedules)}: share of signal left, signal-to-noise ratio, "
         "noise added per step",
@@ -48,7 +35,7 @@ def schedule_curves(schedules: Mapping[str, Schedule]) -> "Figure":
 
 def loss_curves(
     logs: Mapping[str, Sequence[Mapping]], smooth: float = 0.9, x: str = "images", logy: bool = True
-) -> "Figure":
+) -> Figure:
     """Training losses of one or several runs: a running mean over the raw values, drawn pale.
 
     Args:
@@ -58,7 +45,7 @@ def loss_curves(
         x: what to draw against, "images" or "seconds".
         logy: logarithmic loss axis.
     """
-    not_empty(logs, "logs", '{"first run": read_log("runs/first/log.jsonl")}')
+    _not_empty(logs, "logs", '{"first run": read_log("runs/first/log.jsonl")}')
     if not 0 <= smooth < 1:
         raise ValueError(f"smooth must lie in [0, 1), not {smooth}; 0 means no smoothing")
     xlabels = {"images": "pictures seen", "seconds": "training time in seconds"}
@@ -75,7 +62,7 @@ def loss_curves(
                 axes.plot(at, raw, color=line.get_color(), alpha=0.25, linewidth=0.8, zorder=1)
         axes.set(xlabel=xlabels[x], ylabel="loss", yscale="log" if logy else "linear")
         axes.legend()
-    return described(figure, f"Chart of the loss against {xlabels[x]}: {listed(logs)}")
+    return with_alt(figure, f"Chart of the loss against {xlabels[x]}: {listed(logs)}")
 
 
 def curves(
@@ -88,7 +75,7 @@ def curves(
     floor: float | None = None,
     floor_label: str = "floor",
     title: str = "",
-) -> "Figure":
+) -> Figure:
     """Named lines over a common x, as for the error per timestep.
 
     Args:
@@ -97,8 +84,8 @@ def curves(
         logx, logy: logarithmic axes; they need numbers above 0.
         floor: a level to compare with (the best possible, real against real), drawn dashed.
     """
-    not_empty(lines, "lines", '{"x₀": errors}')
-    x, lines = numbers(x), {name: numbers(y) for name, y in lines.items()}
+    _not_empty(lines, "lines", '{"x₀": errors}')
+    x, lines = _numbers(x), {name: _numbers(y) for name, y in lines.items()}
     for name, y in lines.items():
         if x.ndim != 1 or x.shape != y.shape:
             raise ValueError(f"{name!r} has shape {y.shape} but x has {x.shape}: give one y for each x")
@@ -122,7 +109,7 @@ def curves(
             axes.set_xticks(x, [f"{value:g}" for value in x])
             axes.set_xticks([], minor=True)
         axes.legend()
-    return described(figure, f"Chart of {ylabel} against {xlabel}{title and ', ' + title}: {listed(lines)}")
+    return with_alt(figure, f"Chart of {ylabel} against {xlabel}{title and ', ' + title}: {listed(lines)}")
 
 
 def points(
@@ -133,17 +120,17 @@ def points(
     logy: bool = False,
     floor: float | None = None,
     floor_label: str = "floor",
-) -> "Figure":
+) -> Figure:
     """Named points, such as parameters against quality; each group has its colour and marker.
 
     Args:
         groups: name -> (x, y, label) of each point; a group's points are joined by a thin line.
         logx, logy, floor, floor_label: as for `curves`.
     """
-    not_empty(groups, "groups", '{"ours": [(1e6, 0.02, "1 M")]}')
+    _not_empty(groups, "groups", '{"ours": [(1e6, 0.02, "1 M")]}')
     with line_figure() as (figure, (axes,)):
         for (name, group), marker in zip(groups.items(), itertools.cycle("os^Dvx")):
-            x, y = (numbers([point[i] for point in group]) for i in (0, 1))
+            x, y = (_numbers([point[i] for point in group]) for i in (0, 1))
             (line,) = axes.plot(x, y, marker=marker, linewidth=0.8, label=name)
             for x, y, label in group:
                 axes.annotate(
@@ -156,7 +143,7 @@ def points(
         if logx:  # the points say themselves where they lie between the powers of ten
             axes.set_xticks([], minor=True)
         axes.legend()
-    return described(figure, f"Points of {ylabel} against {xlabel}: {listed(groups)}")
+    return with_alt(figure, f"Points of {ylabel} against {xlabel}: {listed(groups)}")
 
 
 def dots(
@@ -166,19 +153,19 @@ def dots(
     floor: float | None = None,
     floor_label: str = "floor",
     reference: float | None = None,
-) -> "Figure":
+) -> Figure:
     """One line per named row, a dot for each of its values (seeds): a ladder of changes, top down.
 
     Args:
         rows: name -> values.
         floor: drawn dotted;  reference: what the rows are compared with, drawn as a thin line.
     """
-    not_empty(rows, "rows", '{"no skips": [0.1, 0.11]}')
+    _not_empty(rows, "rows", '{"no skips": [0.1, 0.11]}')
     with style() as plt:
         figure, axes = plt.subplots(figsize=(WIDTH, 0.7 + 0.21 * len(rows)), layout="constrained")
         plt.close(figure)
         for y, values in enumerate(rows.values()):
-            axes.plot(numbers(values), [y] * len(values), "o", color=COLOURS[0], markersize=5)
+            axes.plot(_numbers(values), [y] * len(values), "o", color=COLOURS[0], markersize=5)
         for x, dashes, label in ((reference, "-", None), (floor, (0, (1, 1)), floor_label)):
             if x is not None:
                 axes.axvline(x, color="0.35", linestyle=dashes, linewidth=1, label=label, zorder=1)
@@ -187,7 +174,7 @@ def dots(
         axes.tick_params(labelsize=FONT_SIZE, length=0)
         if floor is not None:
             axes.legend(loc="best")
-    return described(figure, f"{xlabel} of {len(rows)} rows, as dots: {listed(rows)}")
+    return with_alt(figure, f"{xlabel} of {len(rows)} rows, as dots: {listed(rows)}")
 
 
 def _running_mean(values: Sequence[float], weight: float) -> list[float]:
@@ -197,3 +184,12 @@ def _running_mean(values: Sequence[float], weight: float) -> list[float]:
         total, weights = weight * total + value, weight * weights + 1
         means.append(total / weights)
     return means
+
+
+def _numbers(values) -> np.ndarray:
+    return np.array(values.detach().double().cpu().numpy() if isinstance(values, Tensor) else values, float)
+
+
+def _not_empty(mapping, name: str, example: str) -> None:
+    if not isinstance(mapping, Mapping) or len(mapping) == 0:
+        raise ValueError(f"{name} must be a dict with at least one entry, such as {example}")

@@ -2,15 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from diffusion_utils.plotting.style import COLOURS, FONT_SIZE, WIDTH, described, style
+from matplotlib.figure import Figure
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from diffusion_utils.plotting.style import COLOURS, FONT_SIZE, WIDTH, style, with_alt
 
 
-def network_drawing(stages: Sequence, shape: tuple[int, int, int] = (3, 64, 64)) -> "Figure":
+def network_drawing(stages: Sequence, shape: tuple[int, int, int] = (3, 64, 64)) -> Figure:
     """A network as a row of boxes: as tall as its pictures, as wide as its channels (by root); what
     is carried past the bottleneck (skip connections, pooling indices) as arcs above.
 
@@ -21,17 +19,8 @@ def network_drawing(stages: Sequence, shape: tuple[int, int, int] = (3, 64, 64))
     boxes = [("input", "", tuple(shape), 0)] + [s for s in stages if len(s[2]) == 3]
     if len(boxes) < 2:
         raise ValueError("no stages to draw: pass networks.stages(net, shape)")
-    fill = {
-        "encoder": COLOURS[5],
-        "down": COLOURS[5],
-        "pool": COLOURS[5],
-        "decoder": COLOURS[4],
-        "up": COLOURS[4],
-        "unpool": COLOURS[4],
-        "input": "0.85",
-        "head": "0.85",
-        "stem": "0.85",
-    }
+    fill = dict.fromkeys(("encoder", "down", "pool"), COLOURS[5])
+    fill |= dict.fromkeys(("decoder", "up", "unpool"), COLOURS[4]) | dict.fromkeys(("input", "head", "stem"), "0.85")
     places = []  # middle and top of each box
     with style() as plt:
         figure, axes = plt.subplots(figsize=(WIDTH, 2.9), layout="constrained")
@@ -41,37 +30,14 @@ def network_drawing(stages: Sequence, shape: tuple[int, int, int] = (3, 64, 64))
             wide = 0.5 + channels**0.5 / 6
             tall = height / shape[1] * 6
             axes.add_patch(plt.Rectangle((x, -tall / 2), wide, tall, facecolor=fill.get(part, "0.7"), edgecolor="0.25"))
-            axes.text(
-                x + wide / 2,
-                0,
-                f"{channels}",
-                ha="center",
-                va="center",
-                color="black",
-                rotation=90 if tall > wide else 0,
-            )
-            axes.text(
-                x + wide / 2,
-                tall / 2 + 0.15,
-                f"{height}²" if height == width else f"{height}×{width}",
-                ha="center",
-                va="bottom",
-                color="black",
-                fontsize=FONT_SIZE - 1,
-            )
+            middle, small = x + wide / 2, {"color": "black", "fontsize": FONT_SIZE - 1}
+            turned = 90 if tall > wide else 0
+            axes.text(middle, 0, f"{channels}", ha="center", va="center", color="black", rotation=turned)
+            size = f"{height}²" if height == width else f"{height}×{width}"
+            axes.text(middle, tall / 2 + 0.15, size, ha="center", va="bottom", **small)
             label = part if part in ("input", "stem", "head") else kind.split(" + ")[0]
-            axes.text(
-                x + wide / 2,
-                -3.3,
-                label,
-                ha="right",
-                va="top",
-                rotation=40,
-                rotation_mode="anchor",
-                color="black",
-                fontsize=FONT_SIZE - 1,
-            )
-            places.append((x + wide / 2, tall / 2))
+            axes.text(middle, -3.3, label, ha="right", va="top", rotation=40, rotation_mode="anchor", **small)
+            places.append((middle, tall / 2))
             x += wide + 0.45
         for start, end in _skips(boxes):
             axes.annotate(
@@ -86,7 +52,7 @@ def network_drawing(stages: Sequence, shape: tuple[int, int, int] = (3, 64, 64))
     narrowest = min(range(len(boxes)), key=lambda i: math.prod(boxes[i][2]))
     carried = f"; {len(_skips(boxes))} arrows lead past its middle" if _skips(boxes) else ""
     text = f"A network as a row of {len(boxes)} boxes: from {first} numbers (channels × height × width) "
-    return described(figure, f"{text}down to {sizes[narrowest]} and up to {last}{carried}")
+    return with_alt(figure, f"{text}down to {sizes[narrowest]} and up to {last}{carried}")
 
 
 def _skips(boxes: Sequence) -> list[tuple[int, int]]:

@@ -3,20 +3,17 @@
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
 from diffusion_utils.data import to_uint8
 from diffusion_utils.files import write_atomically
-from diffusion_utils.plotting.style import CHARACTER, DPI, FONT_SIZE, LINE, WIDTH, described, listed, style
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from diffusion_utils.plotting.style import CHARACTER, DPI, FONT_SIZE, LINE, WIDTH, listed, style, with_alt
 
 LARGEST_CELL = 1.7  # inches; a few small pictures are not blown up to the full width
 
@@ -43,15 +40,19 @@ def picture_grid(images: Tensor, columns: int = 8, aspect: float = 4 / 3, scale:
 
 
 def save_grid(images: Tensor, path: str | Path, columns: int = 8, aspect: float = 4 / 3, scale: float = 2) -> None:
-    """Write `picture_grid(images, …)` to `path`, whole or not at all; makes its folder.
+    """Write `picture_grid(images, …)` to `path`; see `save_picture`."""
+    save_picture(picture_grid(images, columns, aspect, scale), path)
+
+
+def save_picture(picture: np.ndarray, path: str | Path) -> None:
+    """Write uint8 [height, width, 3] to `path`, whole or not at all; makes its folder.
 
     As JPEG where the name ends in .jpg or .jpeg, a seventh of the size and hardly to be told from it;
     else as PNG, exactly.
     """
-    picture = Image.fromarray(picture_grid(images, columns, aspect, scale))
     jpeg = Path(path).suffix.lower() in (".jpg", ".jpeg")
     form = {"format": "JPEG", "quality": 92} if jpeg else {"format": "PNG", "optimize": True}
-    write_atomically(path, lambda temporary: picture.save(temporary, **form))
+    write_atomically(path, lambda temporary: Image.fromarray(picture).save(temporary, **form))
 
 
 def show_grid(
@@ -61,7 +62,7 @@ def show_grid(
     title: str | None = None,
     aspect: float = 4 / 3,
     width: float | None = None,
-) -> "Figure":
+) -> Figure:
     """A batch as a figure.
 
     Args:
@@ -92,8 +93,8 @@ def show_grid(
             fontsize=FONT_SIZE,
             color="black",
         )
-    told = f": {listed(titles)}" if lines else ""
-    return described(figure, f"{len(images)} pictures, {columns} in a row{title and f', {title}' or ''}{told}")
+    under = f": {listed(titles)}" if lines else ""
+    return with_alt(figure, f"{len(images)} pictures, {columns} in a row{title and f', {title}' or ''}{under}")
 
 
 def strip(
@@ -103,7 +104,7 @@ def strip(
     title: str | None = None,
     aspect: float = 4 / 3,
     width: float | None = None,
-) -> "Figure":
+) -> Figure:
     """Pictures in rows under labelled columns: a forward process, a reverse process, a comparison.
 
     Noise does not compress: in PNG three rows of eight 64x64 pictures that end in noise take about
@@ -143,7 +144,7 @@ def strip(
         if row_labels
         else f"Pictures in {len(rows)} row{'s'[: len(rows) > 1]}"
     )
-    return described(figure, f"{down}; from left to right {listed(column_labels)}{title and f'; {title}' or ''}")
+    return with_alt(figure, f"{down}; from left to right {listed(column_labels)}{title and f'; {title}' or ''}")
 
 
 def _as_uint8(images: Tensor) -> Tensor:
@@ -180,8 +181,8 @@ def _tile(
     grid = np.full((tops[-1] + height, lefts[-1] + width, 3), 255, dtype=np.uint8)
     for index, image in enumerate(images.permute(0, 2, 3, 1).contiguous().numpy()):
         top, left = tops[index // columns], lefts[index % columns]
-        shown = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
-        grid[top : top + height, left : left + width] = np.asarray(shown)
+        cell = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
+        grid[top : top + height, left : left + width] = np.asarray(cell)
     return grid, lefts, tops
 
 
@@ -194,7 +195,7 @@ def _picture_figure(
     band: float = 0,
     left: float = 0,
     top: float = 0,
-) -> "tuple[Figure, Axes, np.ndarray, np.ndarray]":
+) -> tuple[Figure, Axes, np.ndarray, np.ndarray]:
     """uint8 pictures, pixel for pixel, `width` inches wide, with more inches of room for labels.
 
     Returns the figure, its axes, and the middle of each column and of each row, in pixels.

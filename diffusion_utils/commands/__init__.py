@@ -1,0 +1,108 @@
+"""The command line: `python -m diffusion_utils COMMAND …`, generated from the commands' own arguments.
+
+A command is a function; its flags are its arguments, with help, types and choices from where they are
+documented: the function's docstring, or the comments beside the fields of a dataclass.
+"""
+
+import argparse
+import io
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr
+from functools import partial, wraps
+from inspect import getdoc
+from pathlib import Path
+
+import tyro
+
+from diffusion_utils.commands.download import download
+from diffusion_utils.commands.evaluate import evaluate
+from diffusion_utils.commands.export import export
+from diffusion_utils.commands.figures import figures
+from diffusion_utils.commands.sample import sample
+from diffusion_utils.commands.train import OPEN, stored_run, train
+from diffusion_utils.training import Run
+
+COMMANDS = {f.__name__: f for f in (train, sample, evaluate, figures, export, download)}
+ABOUT = "Diffusion models: train them, draw with them, measure them."
+PROGRAM = "python -m diffusion_utils"
+TYPES = tyro.constructors.ConstructorRegistry()
+
+
+@TYPES.primitive_rule
+def _json(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
+    """A dict is given as JSON."""
+    if info.type is not dict:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="JSON",
+        instance_from_str=lambda words: json.loads(words[0]),
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=lambda value: [json.dumps(value)],
+    )
+
+
+def main(arguments: list[str]) -> int:
+    """Run a command; an expected error becomes one sentence and the exit code 1, or 2 for one on the command line."""
+    try:
+        parse(arguments)()
+    except (ValueError, OSError, FloatingPointError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def parse(arguments: list[str]) -> Callable[[], None]:
+    """The command that a command line asks for, with its arguments, ready to be called."""
+    name, *rest = arguments = arguments or ["--help"]
+    cli = partial(tyro.cli, args=rest, prog=f"{PROGRAM} {name}", config=(tyro.conf.OmitArgPrefixes,), registry=TYPES)
+    with _one_sentence():
+        if name == "train":
+            return partial(train, cli(Run, default=_default_run(rest), description=getdoc(train)))
+        if name in COMMANDS:
+            return cli(_postponed(COMMANDS[name]))
+        return tyro.extras.subcommand_cli_from_dict(COMMANDS, prog=PROGRAM, description=ABOUT, args=arguments)
+
+
+def _postponed(command: Callable) -> Callable:
+    """A function with the same arguments that only notes them: while tyro calls it, an error is one of parsing."""
+
+    @wraps(command)
+    def note(*args, **options):
+        return partial(command, *args, **options)
+
+    return note
+
+
+def _default_run(arguments: list[str]) -> Run:
+    """What `train` starts from where nothing is said: to resume, the run that --out holds."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--resume", action="store_true")
+    known, _ = parser.parse_known_args(arguments)
+    if known.resume and known.out and (known.out / "run.json").is_file():
+        return stored_run(known.out)
+    return Run(out=tyro.MISSING, config=OPEN)
+
+
+@contextmanager
+def _one_sentence() -> Iterator[None]:
+    """Turn the box in which tyro says what is wrong with a command line into a sentence."""
+    box = io.StringIO()
+    try:
+        with redirect_stderr(box):
+            yield
+    except SystemExit as stop:
+        if stop.code:
+            # The first line is the box's title; where the terminal has no Unicode, it is drawn with +, - and |.
+            lines = [line.strip("│| ") for line in box.getvalue().splitlines()[1:]]
+            parts = re.split(" ?(?:─|-){3,} ", " ".join(line for line in lines if line and line[0] not in "╰+"))
+            said = " ".join(part for part in parts if not part.startswith(("For full helptext", "Argument helptext")))
+            said = re.sub(r"^ *Error parsing [\w.-]*(config|drawing|dummy-inner__): | Got errors:.*", "", said)
+            unfit = r"Error parsing (\S+): no type .*?([A-Z][A-Z ]*)}? could be .* from \[(.*)\]\."
+            said = re.sub(unfit, r"\1 takes \2, not \3", said)
+            print(f"error: {said.strip().replace('{None}|', '')} (--help lists what there is)", file=sys.stderr)
+        raise

@@ -1,0 +1,96 @@
+"""Compare pictures drawn from trained weights with real ones."""
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from diffusion_utils import pipeline, pretrained
+from diffusion_utils.commands.sample import DEVICE, Weights
+from diffusion_utils.data import sets
+from diffusion_utils.evaluation import Reference, features
+from diffusion_utils.files import write_json
+from diffusion_utils.pipeline import AS_ADVISED, Drawing
+
+LEAST = 4  # precision and recall look at the third nearest other picture
+
+
+def evaluate(
+    weights: Weights,
+    data: str,
+    drawing: Drawing = AS_ADVISED,
+    condition: str | None = None,
+    prompt: tuple[str, ...] | None = None,
+    seed: int = 0,
+    count: int = 1024,
+    extractor: features.ExtractorName = features.DEFAULT,
+    out: Path | None = None,
+    device: str = DEVICE,
+) -> None:
+    """Draw pictures from trained weights and compare them with real ones.
+
+    Beside every figure stands its floor, what as many real pictures score.  The features of the real
+    pictures take minutes the first time and are then kept in the cache folder.
+
+    Args:
+        weights: A shipped name, or the path of a .safetensors file.
+        data: What it was trained on: toy_cars, stanford_cars, or a folder of pictures.
+        drawing: How to draw; what is left out is as the weights' model card advises.
+        condition: As for `sample`.
+        prompt: As for `sample`.
+        seed: Of the first picture; the next has the next seed.
+        count: How many pictures to draw.
+        extractor: The network whose features are compared.
+        out: A JSON file for the result.
+        device: Where to draw, such as cpu or cuda.
+    """
+    if count < LEAST:
+        raise ValueError(f"--count must be at least {LEAST}")
+    if out and out.is_dir():
+        raise ValueError(f"--out {out} is a folder: give the name of a file")
+    # What can go wrong goes wrong here, before the minutes of drawing.
+    seeds, options = range(seed, seed + count), vars(drawing)
+    pipe = pipeline.load(weights, device)
+    pipe.guided(seeds, condition, prompt, **options)
+    how = pipe.settled(condition, **options)
+    features.extractor(extractor).to(device)
+    # Toy cars learnt with captions keep out kinds of car, not single pictures.
+    captioned = data == "toy_cars" and "prompts" in pipe.card
+    pictures = sets.load(data, pipe.size, "caption" if captioned else None)
+    if len(pictures.held_out) < LEAST or torch.equal(pictures.images, pictures.held_out):
+        raise ValueError(f"{data} holds too few pictures to keep {LEAST} of them out of training")
+    started = time.perf_counter()
+    drawn = pipe(seeds, condition, prompt, **options)
+    seconds = time.perf_counter() - started
+    # Latents are not mirrored, but the pictures were before they became latents.
+    flip = pictures.flip if pipe.denoiser.autoencoder else pipe.card.get("config", {}).get("flip", True)
+    reference = Reference(pictures.images, pictures.held_out, extractor, flips=flip)
+    result = {
+        "weights": weights,
+        "parameters": pipe.card["parameters"],
+        "data": pictures.description,
+        "size": pipe.size,
+        **{name: value for name, value in asdict(how).items() if value is not None},
+        "condition": condition,
+        "prompt": prompt,
+        "seed": seed,
+        "seconds_of_drawing": round(seconds, 1),
+        **pretrained.machine(),
+        **reference.evaluate(drawn),
+    }
+    print(
+        f"{count} pictures of {weights} ({how.steps} steps of {how.sampler}) against "
+        f"{len(pictures.held_out)} held-out ones, by {extractor}"
+    )
+    print(table(result))
+    if out:
+        write_json(out, result)
+
+
+def table(result: dict) -> str:
+    """The figures and their floors, one line each."""
+    lines = [f"{'':18}  {'generated':>10}  {'floor':>10}"]
+    for name, value in result["generated"].items():
+        lines.append(f"{name.replace('_', ' '):18}  {value:10g}  {result['floor'][name]:10g}")
+    return "\n".join(lines)

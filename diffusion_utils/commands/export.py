@@ -1,0 +1,171 @@
+"""Write weights as ONNX, so that they draw where there is no PyTorch: in a browser, for one.
+
+    python -m diffusion_utils export --weights stanford-cars-1m --out docs/models
+
+gives `stanford-cars-1m.onnx`, the guided denoiser as a graph that any ONNX runtime runs, and
+`stanford-cars-1m.json`, what else it takes to draw with it: ᾱ of every timestep, the words or the
+conditions that the network knows, and how it is best drawn with.  Numbers are stored in half precision, as in
+the shipped weights, and computed with in float32: nothing is lost.
+
+The graph's inputs and output, for any number N of pictures:
+
+    x_t             float32 (N, 3, H, W)
+    t               int64 (N,), the sampler's timestep: the time shift of the card is in the graph
+    cond            float32 (N, conditions) or int64 (N, words), see `guidance.Guided`; zeros: nothing in particular
+    guidance_scale  float32 (), w
+
+    x0              float32 (N, 3, H, W), the guess x̂₀; not clipped
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from diffusion_utils import pipeline
+from diffusion_utils.files import write_atomically, write_json
+from diffusion_utils.guidance import Guided, chosen_by_seed
+from diffusion_utils.pipeline import Pipeline
+
+OPSET = 20
+SEEDS = 10_000  # for so many it is written down which condition each chooses (see `chosen_by_seed`)
+
+
+def export(weights: tuple[str, ...], out: Path) -> None:
+    """Write weights as ONNX, so that they draw where there is no PyTorch: in a browser, for one.
+
+    Args:
+        weights: Names (see the README) or paths of .safetensors files, of networks that take a condition.
+        out: The folder to write to; made where it does not exist.
+    """
+    for name in weights:
+        path = write_onnx(name, out)
+        print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+
+
+class GuidedNetwork(nn.Module):
+    """What `guidance.Guided` computes, as a module without choices: all of it is in one graph.
+
+    Args:
+        guided: with a condition; its intervals are not supported.
+    """
+
+    def __init__(self, guided: Guided):
+        super().__init__()
+        self.denoiser, self.guide = guided.denoiser, guided.guide or guided.denoiser
+        self.guide_conditional = guided.guide is not None and guided.guide_conditional
+        self.time_shift = guided.time_shift
+        self.nets = nn.ModuleList([self.denoiser.net, self.guide.net])  # so that the graph has their weights
+        self.register_buffer("alphas_cumprod", guided.schedule.alphas_cumprod.clone())
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Tensor, guidance_scale: Tensor) -> Tensor:
+        t = (t + self.time_shift).clamp(0, len(self.alphas_cumprod) - 1)
+        alphas_cumprod = self.alphas_cumprod[t].reshape(-1, 1, 1, 1)
+        alpha, sigma = alphas_cumprod.sqrt().to(x_t.dtype), (1 - alphas_cumprod).sqrt().to(x_t.dtype)
+        better = self.denoiser.predict(x_t, t, alpha, sigma, cond)
+        worse = self.guide.predict(x_t, t, alpha, sigma, cond if self.guide_conditional else torch.zeros_like(cond))
+        return worse + guidance_scale * (better - worse)
+
+
+def write_onnx(weights: str | Path, folder: str | Path) -> Path:
+    """Write NAME.onnx and NAME.json into a folder, each whole or not at all; the graph is returned.
+
+    Args:
+        weights: a name or a path, as for `pretrained.load`; of a network that takes a condition.
+        folder: made where it does not exist.
+
+    Raises:
+        ValueError: weights that take no condition, draw latents, or are guided at some timesteps only.
+        ModuleNotFoundError: onnx or onnxscript is not installed; says how to.
+    """
+    pipe = pipeline.load(str(weights))
+    if "conditions" not in pipe.card and "prompts" not in pipe.card:
+        raise ValueError(f"{weights} takes no condition: only networks that take one are exported")
+    if pipe.denoiser.autoencoder or pipe.drawing.interval:
+        raise ValueError(f"{weights} draws latents, or is guided at some timesteps only: neither can be exported yet")
+    try:
+        import onnx_ir  # which torch's exporter needs as well
+        import onnxscript  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"{error}: pip install onnx onnxscript", name=error.name) from None
+
+    network = GuidedNetwork(pipe.guided(range(2))).eval()
+    count = {0: torch.export.Dim("N", min=1)}
+    exported = torch.export.export(network, example(pipe, 2), dynamic_shapes=(count, count, count, None), strict=False)
+    program = torch.onnx.export(
+        exported,
+        dynamo=True,
+        opset_version=OPSET,
+        verbose=False,
+        input_names=["x_t", "t", "cond", "guidance_scale"],
+        output_names=["x0"],
+    )
+    model = smaller(program.model)
+    path = Path(folder) / f"{Path(weights).stem}.onnx"
+    write_atomically(path, lambda temporary: onnx_ir.save(model, temporary))
+    write_json(path.with_suffix(".json"), {"name": path.stem, **description(pipe)}, indent=None)
+    return path
+
+
+def example(pipe: Pipeline, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Inputs of the graph, for `count` pictures."""
+    if "prompts" in pipe.card:
+        cond = torch.ones(count, pipe.card["network"]["length"], dtype=torch.int64)
+    else:
+        cond = torch.eye(len(pipe.card["conditions"]))[:count]
+    return torch.randn(count, 3, pipe.size, pipe.size), torch.full((count,), 500), cond, torch.tensor(3.0)
+
+
+def smaller(model):
+    """An ONNX graph with each tensor once, what two guesses have in common computed once, and the
+    weights in half precision where that loses nothing; they are cast back when the graph is loaded."""
+    import numpy as np
+    import onnx_ir
+    from onnx_ir.passes import common
+
+    everything = 2**32  # bytes; by default only small tensors are compared
+    for change in (
+        common.DeduplicateInitializersPass(size_limit=everything),
+        common.CommonSubexpressionEliminationPass(),
+        common.ClearMetadataAndDocStringPass(),  # the exporter notes the file and line of every step
+    ):
+        model = change(model).model
+    graph = model.graph
+    for name, value in list(graph.initializers.items()):
+        numbers = value.const_value.numpy()
+        with np.errstate(over="ignore"):  # what is too large becomes ∞, and so is not equal
+            half = numbers.astype(np.float16)
+        if numbers.dtype != np.float32 or not np.array_equal(half.astype(np.float32), numbers):
+            continue
+        stored = onnx_ir.Value(
+            name=f"{name}.half",
+            const_value=onnx_ir.tensor(half, name=f"{name}.half"),
+            shape=value.shape,
+            type=onnx_ir.TensorType(onnx_ir.DataType.FLOAT16),
+        )
+        cast = onnx_ir.node("Cast", [stored], {"to": onnx_ir.DataType.FLOAT})
+        cast.outputs[0].shape, cast.outputs[0].type = value.shape, value.type
+        graph.insert_before(graph[0], cast)
+        onnx_ir.convenience.replace_all_uses_with(value, cast.outputs[0])
+        del graph.initializers[name]
+        graph.register_initializer(stored)
+    return model
+
+
+def description(pipe: Pipeline) -> dict:
+    """What it takes, besides the graph, to draw with it."""
+    card, how = pipe.card, pipe.drawing
+    if "prompts" in card:
+        knows = {key: card["network"][key] for key in ("words", "length")}
+    else:
+        shares = list(card["conditions"].values())
+        knows = {"conditions": card["conditions"], "chosen": chosen_by_seed(shares, range(SEEDS)).tolist()}
+    return {
+        "parameters": card["parameters"],
+        "size": pipe.size,
+        "images_seen": card.get("images_seen"),
+        "licence": card.get("licence"),
+        **knows,
+        **{name: getattr(how, name) for name in ("sampler", "steps", "guidance_scale")},
+        "alphas_cumprod": pipe.denoiser.schedule.alphas_cumprod.tolist(),
+    }

@@ -1,0 +1,281 @@
+"""The pictures under images/, each made from the data, from shipped weights or from what benchmarks/ measured.
+
+    STANFORD_CARS_ROOT=… python -m diffusion_utils figures            # all of them
+    python -m diffusion_utils figures samples --out images            # one
+
+Nothing is picked: examples are the first held-out files by name, samples have seeds 0 … 63.
+"""
+
+import json
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw
+
+from diffusion_utils import pipeline, pretrained
+from diffusion_utils.data import stanford_cars, to_float, to_uint8, toy_cars
+from diffusion_utils.data.captions import captions as all_captions
+from diffusion_utils.evaluation import features
+from diffusion_utils.evaluation.metrics import nearest
+from diffusion_utils.files import write_atomically
+from diffusion_utils.networks import build, stages
+from diffusion_utils.networks.presets import CARS
+from diffusion_utils.plotting import network_drawing, picture_grid, points, save_picture, show_grid, strip
+from diffusion_utils.sampling import Noise, sample
+from diffusion_utils.schedule import make_schedule
+
+FIGURES: dict[str, Callable[..., Path]] = {}
+
+
+def figures(names: tyro.conf.Positional[tuple[str, ...]] = (), out: Path = Path("images")) -> None:
+    """Make the pictures of the README and of the notebooks from the data, shipped weights and benchmarks' results.
+
+    Args:
+        names: Which ones; default: all.
+        out: The folder to write to.
+    """
+    unknown = [name for name in names if name not in FIGURES]
+    if unknown:
+        raise ValueError(f"no figure named {unknown[0]!r}: choose among {', '.join(FIGURES)}")
+    for name in names or FIGURES:
+        print(FIGURES[name](out))
+
+
+def figure(file: str) -> Callable[[Callable], Callable[..., Path]]:
+    """Decorator: a function that makes a matplotlib figure or an array of pixels becomes one that writes it into a
+    folder, under this name, and returns its path."""
+
+    def add(make: Callable) -> Callable[..., Path]:
+        @wraps(make)
+        def write(out: Path, *args, **options) -> Path:
+            made, path = make(*args, **options), out / file
+            save_figure(made, path) if isinstance(made, Figure) else save_picture(made, path)
+            return path
+
+        FIGURES[make.__name__] = write
+        return write
+
+    return add
+
+
+HEADLINE = "stanford-cars-1m"
+PROMPTS = (
+    "a red 2012 BMW convertible",
+    "a blue Ford pickup",
+    "a yellow Lamborghini coupe",
+    "a black 2012 Audi sedan",
+    "a white van",
+    "an orange SUV",
+)
+LADDER = [
+    f"cars32-{row}"
+    for row in ("first-epsilon", "first-sample", "segnet-sample", "add-edm", "add-sample", "none-sample", "best")
+]
+
+
+def save_figure(drawn: Figure, path: Path) -> None:
+    """A matplotlib figure as PNG or, where the path ends so, SVG; the same bytes whenever it is made.
+
+    SVG has its letters drawn, for readers without the font, and its own white ground, so that it can
+    be read on a dark page, too.
+    """
+    metadata = {"Date": None, "Creator": None} if path.suffix == ".svg" else {"Software": None}
+    how = {"format": path.suffix[1:], "metadata": metadata, "facecolor": "white", "transparent": False}
+    with rc_context({"svg.hashsalt": path.stem, "svg.fonttype": "path"}):
+        write_atomically(path, lambda temporary: drawn.savefig(temporary, **how))
+
+
+@figure("stanford_cars_examples.png")
+def examples():
+    """Eight real car crops, 64×64 each and side by side, for notebook 01 to put noise on."""
+    cars = stanford_cars.load().part(held_out=True)
+    return np.concatenate(list(cars.images[:8].permute(0, 2, 3, 1).numpy()), axis=1)
+
+
+@figure("stanford_cars_crops.png")
+def crops():
+    """Four whole frames with the annotated box and the 4:3 window, above what the network sees."""
+    root = stanford_cars.find()
+    if root is None:
+        raise FileNotFoundError(f"Stanford Cars was not found. {stanford_cars.GET_IT}")
+    sources, _ = stanford_cars.read_annotations(root, "train")
+    height, width, gap = 168, 224, 8
+    sheet = Image.new("RGB", (4 * (width + gap) - gap, 2 * height + gap), "white")
+    held_out = [s for s in sources if stanford_cars.is_held_out(s[0].name)]
+    for column, (file, box, _) in enumerate(held_out[:4]):
+        frame = Image.open(file).convert("RGB")
+        window = stanford_cars.window(box, frame.size)
+        # Room for the part of the window that leaves the photograph.
+        left, top = min(0, window[0]), min(0, window[1])
+        all_width, all_height = max(frame.width, window[2]) - left, max(frame.height, window[3]) - top
+        scale = min((width - 2) / all_width, (height - 2) / all_height)
+        whole = Image.new("RGB", (width, height), "white")
+        x, y = round(-left * scale), round(-top * scale)
+        whole.paste(frame.resize((round(frame.width * scale), round(frame.height * scale))), (x, y))
+        draw = ImageDraw.Draw(whole)
+        for edges, colour in ((box, "#ffcc00"), (window, "#ff3355")):
+            draw.rectangle([(v - o) * scale for v, o in zip(edges, (left, top) * 2)], outline=colour, width=2)
+        x = column * (width + gap)
+        sheet.paste(whole, (x, 0))
+        seen = stanford_cars.crop(frame, box, 64).resize((width, height), Image.Resampling.BICUBIC)
+        sheet.paste(seen, (x, height + gap))
+    return np.array(sheet)
+
+
+@figure("stanford_cars_samples.jpg")
+def samples():
+    """The README's grid: 8×8 cars from noise, seeds 0 … 63, none left out."""
+    return picture_grid(pipeline.load(HEADLINE)(seeds=range(64)), scale=1.5)
+
+
+@figure("toy_cars_samples.png")
+def toy_samples():
+    """Toy cars from noise, seeds 0 … 31."""
+    return picture_grid(sample(pretrained.load("toy-cars-resnet"), range(32), (3, 32, 32), "ddpm", 100), scale=3)
+
+
+@figure("toy_cars.png")
+def toy_examples():
+    """The first 16 toy cars."""
+    return picture_grid(toy_cars.load(16, 64).images, scale=1.5)
+
+
+@figure("encoder_decoder.svg")
+def encoder_decoder():
+    """The network of notebook 3 as a row of boxes."""
+    return network_drawing(stages(build(**CARS)))
+
+
+@figure("stanford_cars_captions.png")
+def captions():
+    """The first eight held-out photographs with their captions, made of their class and their pixels."""
+    cars = stanford_cars.load().part(held_out=True)
+    texts = [of_one[0] for of_one in all_captions(cars)[:8]]
+    return show_grid(cars.images[:8], 4, titles=texts)
+
+
+@figure("text_to_image.png")
+def prompts(name: str = "stanford-cars-text"):
+    """What weights draw for six prompts, seeds 0 … 5."""
+    pipe, seeds = pipeline.load(name), range(6)
+    rows = [pipe(seeds, prompt=prompt) for prompt in PROMPTS]
+    return strip(rows, [f"seed {i}" for i in seeds], PROMPTS, width=5.2)
+
+
+@figure("latent_diffusion.png")
+def latents():
+    """As `prompts`, by `stanford-cars-latent`."""
+    return prompts.__wrapped__("stanford-cars-latent")
+
+
+@figure("autoencoders.png")
+def autoencoders():
+    """The first eight held-out photographs, and what comes back from two autoencoders."""
+    photos = stanford_cars.load().part(held_out=True).images[:8]
+    rows = [photos]
+    for stride in (4, 8):
+        net = pretrained.load(f"stanford-cars-autoencoder-{stride}").net
+        rows.append(to_uint8(net.from_latents(net.to_latents(to_float(photos)))))
+    return strip(rows, [str(i) for i in range(1, 9)], ["photograph", "16×16×4", "8×8×8"])
+
+
+@figure("segnet.svg")
+def segnet():
+    """SegNet as the ladder of notebook 5 has it, for 32×32 pictures."""
+    net = build("segnet", channels=[24, 48, 112], depth=2, embedding_dim=64)
+    return network_drawing(stages(net, (3, 32, 32)), (3, 32, 32))
+
+
+@figure("u_net.svg")
+def u_net():
+    """A U-Net of the size of SegNet's drawing, with its skip connections."""
+    net = build("unet", channels=[16, 32, 64], depth=1, embedding_dim=64)
+    return network_drawing(stages(net, (3, 32, 32)), (3, 32, 32))
+
+
+@figure("forward_process.png")
+def forward_process():
+    """The first three held-out photographs, drowning in noise by the cosine schedule."""
+    photos, schedule = to_float(stanford_cars.load().part(held_out=True).images[:3]), make_schedule("cosine", 1000)
+    noise = Noise(range(3), (3, 64, 64))()
+    times = (0, 100, 200, 400, 600, 800, 999)
+    rows = torch.stack([schedule.add_noise(photos, noise, t) for t in times], dim=1)
+    return strip(list(rows), [f"t = {t}" for t in times], width=6)
+
+
+@figure("reverse_process.png")
+def reverse_process():
+    """Two cars on their way from noise, seeds 0 and 1: above what the sampler has, below the guess."""
+    seeds = range(2)
+    steps = list(pipeline.load(HEADLINE).trajectory(seeds))
+    stops = [steps[i] for i in (0, 4, 8, 12, 16, 18, 20)]
+    rows = [torch.stack([getattr(step, what)[i] for step in stops]) for i in seeds for what in ("x_t", "x0")]
+    labels = [f"seed {i}, {what}" for i in seeds for what in ("x_t", "x̂₀")]
+    times = [f"t = {step.t}" if step.t >= 0 else "finished" for step in stops]
+    return strip(rows, times, labels, width=6)
+
+
+@figure("ladder.png")
+def ladder():
+    """What the shipped rungs of notebook 5's ladder draw, seeds 0 … 7."""
+    drawn = [sample(pretrained.load(name), range(8), (3, 32, 32), steps=20) for name in LADDER]
+    labels = [name.removeprefix("cars32-") for name in LADDER]
+    return strip(drawn, [f"seed {i}" for i in range(8)], labels, width=5.5)
+
+
+@figure("nearest_neighbours.png")
+def nearest_neighbours():
+    """Eight drawn cars (seeds 0 … 7) above the training pictures nearest to them."""
+    train = stanford_cars.load(size=32).part(held_out=False).images
+    seen = torch.cat([train, train.flip(3)])  # training mirrored its pictures
+    drawn = to_uint8(sample(pretrained.load("cars32-none-sample"), range(8), (3, 32, 32), "ddpm", 100))
+    by_pixels = nearest(drawn, seen)[1][:, 0]
+    by_features = nearest(features.features(drawn), features.cached(seen))[1][:, 0]
+    labels = ["drawn", "nearest in pixels", "nearest in features"]
+    return strip([drawn, seen[by_pixels], seen[by_features]], [f"seed {i}" for i in range(8)], labels)
+
+
+@figure("learning_curve.svg")
+def learning_curve(results: Path = Path("benchmarks/results")):
+    """KID of the headline's snapshots against the pictures seen in training, for each way of drawing
+    that several were drawn in; measured by benchmarks/curve.py."""
+    rows = [row for path in sorted(results.glob("curve-*.json")) for row in json.loads(path.read_bytes())]
+    same = {"sampler": "dpm_solver_pp", "steps": 20, "seed": 0, "count": 748}
+    same |= dict.fromkeys(("guide", "interval", "condition"))
+    rows = [row for row in rows if all(row[key] == value for key, value in same.items())]
+    lines = {}
+    for row in sorted(rows, key=lambda row: (row["guidance_scale"], row["time_shift"], row["images_seen"])):
+        name = f"time shift {row['time_shift']}" if row["time_shift"] else "no time shift"
+        if row["guidance_scale"] != 1:
+            kind = "skip-layer" if row["skip_layers"] else "classifier-free"
+            name += f", {kind} guidance, w = {row['guidance_scale']:g}"
+        lines.setdefault(name, []).append((row["images_seen"] / 1e6, 1000 * row["generated"]["kid"], ""))
+    lines = {name: line for name, line in lines.items() if len(line) > 1}
+    if not lines:
+        raise FileNotFoundError(f"{results} holds no two snapshots to compare: run benchmarks/curve.py on a training")
+    drawn = points(lines, "million pictures seen", "KID × 1000")
+    above = (0.5, 1.0)  # where no line is
+    drawn.axes[0].legend(loc="lower center", bbox_to_anchor=above, ncols=2, frameon=False)
+    return drawn
+
+
+@figure("peers-32-cpu.png")
+def peers(results: Path = Path("benchmarks/results")):
+    """What each network of benchmarks/peers.py draws after equal minutes of training, seeds 0 … 7."""
+    drawn, labels = [], []
+    for row in json.loads((results / "peers-32-cpu.json").read_bytes()):
+        grid = results / f"peers-32-cpu-{row['peer'].replace(' ', '-')}.png"
+        if grid.exists():  # weights of the package have none
+            pixels = torch.from_numpy(np.array(Image.open(grid).convert("RGB"))).permute(2, 0, 1)
+            # As benchmarks/peers.py saves them: rows of eight, twice the size, a little apart.
+            height, width = 2 * row["size"], round(2 * row["size"] * 4 / 3)
+            starts = range(0, pixels.shape[2], round((pixels.shape[2] - width) / 7))
+            drawn.append(torch.stack([pixels[:, :height, i : i + width] for i in starts]))
+            labels.append(f"{row['peer']}, {row['parameters'] / 1e6:.0f} M")
+    return strip(drawn, [f"seed {i}" for i in range(8)], labels, width=5)

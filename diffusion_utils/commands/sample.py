@@ -1,0 +1,71 @@
+"""Draw pictures from trained weights."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+
+from diffusion_utils import pipeline, pretrained
+from diffusion_utils.networks import TextToImage
+from diffusion_utils.pipeline import AS_ADVISED, Drawing
+from diffusion_utils.plotting import save_grid
+
+Weights = Annotated[
+    str, tyro.conf.arg(help=f"One of {', '.join(pretrained.names())}; or the path of a .safetensors file.")
+]
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def sample(
+    weights: Weights,
+    out: Path,
+    drawing: Drawing = AS_ADVISED,
+    condition: str | None = None,
+    prompt: tuple[str, ...] | None = None,
+    seed: int = 0,
+    count: int = 64,
+    columns: int = 8,
+    enlarge: str | None = None,
+    noise_level: int = 100,
+    device: str = DEVICE,
+) -> None:
+    """Draw pictures from trained weights.
+
+    Picture i of the grid depends on --seed + i alone: nothing is picked, and the same command draws the
+    same grid.
+
+    Args:
+        weights: A shipped name, or the path of a .safetensors file.
+        out: The picture to write, .png or .jpg.
+        drawing: How to draw; what is left out is as the weights' model card advises.
+        condition: What the pictures show, one of the conditions that the weights know, such as pickup; "none":
+            unconditional; default: each has one of its own, as often as in training.
+        prompt: The same in words, for weights that take words: one prompt for all pictures, or one each.
+        seed: Of the first picture; the next has the next seed.
+        count: How many pictures.
+        columns: Pictures in a row of the grid.
+        enlarge: Weights of a network for super-resolution, which draws the pictures again, larger.
+        noise_level: With --enlarge, the timestep whose noise is put on the small pictures first, 0 to 499.
+        device: Where to draw, such as cpu or cuda.
+    """
+    if count < 1 or columns < 1:
+        raise ValueError("--count and --columns must be at least 1")
+    seeds, options = range(seed, seed + count), vars(drawing)
+    pipe = pipeline.load(weights, device)
+    larger = pipeline.load(enlarge, device) if enlarge else None
+    if larger:
+        larger.check_enlarging(noise_level)
+    for text in prompt or ():
+        if isinstance(pipe.denoiser.net, TextToImage) and (remark := pipe.denoiser.net.tokenizer.remark(text)):
+            print(f"{text!r}: {remark}", file=sys.stderr)
+    how = pipe.settled(condition, **options)
+    started = time.perf_counter()
+    pictures = pipe(seeds, condition, prompt, **options)
+    if larger:
+        pictures = larger.enlarge(pictures, seeds, noise_level)
+    seconds = time.perf_counter() - started
+    save_grid(pictures, out, columns=columns)
+    print(f"{count} pictures in {seconds:.1f} s ({how.steps} steps of {how.sampler}): {out}")

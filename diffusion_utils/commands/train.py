@@ -1,0 +1,260 @@
+"""Train a denoiser, an autoencoder, or a few-step student."""
+
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
+
+from diffusion_utils import pretrained, training
+from diffusion_utils.data import root_mean_square, sets, to_float
+from diffusion_utils.data.sets import PictureSet
+from diffusion_utils.evaluation import error_per_timestep, reconstruction_quality
+from diffusion_utils.files import write_json
+from diffusion_utils.networks import Autoencoder, SuperResolution, count_macs, count_parameters
+from diffusion_utils.networks.presets import default_network, default_size, for_latents
+from diffusion_utils.networks.super_resolution import low_resolution_cond, shrink
+from diffusion_utils.pipeline import UNCONDITIONAL, Drawing, Pipeline
+from diffusion_utils.plotting import save_grid
+from diffusion_utils.training import Run, StepRecord, TrainConfig
+from diffusion_utils.training.config import BUDGET, FREE_ON_RESUME
+
+CONSISTENCY_DRAWING = {"sampler": "consistency", "steps": 2}
+ENTRIES = {"body_type": "conditions", "caption": "prompts"}  # where a model card says what a condition can be
+COUNTED = ("images_seen", "steps", "seconds")  # of a model card, those of the run's start included
+COLUMNS = 8
+OPEN = TrainConfig(network=None, sigma_data=None)  # where the command line leaves out what depends on the pictures
+
+
+def train(run: Run) -> None:
+    """Train a denoiser, an autoencoder, or a few-step student.
+
+    The folder of the run receives checkpoint.pt, log.jsonl, a grid of samples now and then, and at the end
+    weights.safetensors with its model card.  Ctrl-C saves and leaves; --resume goes on.  On several GPUs:
+    accelerate launch -m diffusion_utils train …
+    """
+    job = prepare(run)
+    run, config, bar, record = job.run, job.run.config, None, None
+    is_main = Accelerator().is_main_process  # of several, one writes and talks
+    begun = run.resume and (run.out / "checkpoint.pt").exists()
+    start = pretrained.load(run.start).net if run.start and not begun else None
+    for record in training.train(config, job.images, run.out, run.resume, job.cond, start):
+        if not is_main:
+            continue
+        if bar is None:
+            job.write()
+            bar = tqdm(total=100, unit="%", bar_format="{l_bar}{bar}| {elapsed}<{remaining} {postfix}")
+        bar.n = round(100 * config.progress(record.step, record.seconds), 2)
+        bar.set_postfix_str(f"step {record.step}, loss {record.loss:.4f}, {record.images_per_second:.0f} images/s")
+        due = run.sample_every and record.step % run.sample_every < config.log_every
+        if due and record.images_per_second:
+            save_grid(job.draw(record, 32), run.out / f"samples_{record.step:07d}.png", COLUMNS)
+        if run.snapshot_images:
+            reached = record.images // run.snapshot_images * run.snapshot_images
+            path = run.out / "snapshots" / f"weights_{reached:09d}.safetensors"
+            if reached and not path.with_suffix(".json").exists():  # the card is written last
+                job.save(record, path)
+    if not is_main:
+        return
+    bar.close()
+    if not record.images_per_second:
+        print(f"{run.out} had already used its budget: raise --steps, --images or --minutes to go on")
+    if record.stopped:
+        print(f"stopped at step {record.step} and saved; go on with --resume --out {run.out}")
+        return
+    job.save(record, run.out / "weights.safetensors")
+    save_grid(job.draw(record, 64), run.out / "samples.png", COLUMNS)
+    parameters = count_parameters(record.denoiser.net)
+    print(f"{parameters:,} parameters, {record.images:,} images: {run.out}/weights.safetensors, samples.png")
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A run with all that it takes to train, to save and to draw.
+
+    Attributes:
+        run: complete: nothing is left to a default that depends on the pictures.
+        pictures: the set it learns from.
+        images, held_out: what it learns from: its pictures, uint8, or their latents, float32.
+        cond: the conditions of `images`, or None.
+        card: the model card's entries that are known before training.
+        before: what the weights that it starts with have seen (`COUNTED`), and their name.
+        autoencoder: whose latents it learns.
+        source: where that came from; `run.autoencoder` is where it will be.
+    """
+
+    run: Run
+    pictures: PictureSet
+    images: Tensor
+    held_out: Tensor
+    cond: Tensor | None
+    card: dict
+    before: dict = field(default_factory=dict)
+    autoencoder: Autoencoder | None = None
+    source: str | None = None
+
+    def write(self) -> None:
+        """Write what `--resume` needs beside the checkpoint; an autoencoder that does not ship with the package
+        is copied there, so that the folder is complete."""
+        if self.source != self.run.autoencoder:
+            pretrained.copy(self.source, self.run.autoencoder)
+        write_json(self.run.file, self.run.to_json() | {"before": self.before})
+
+    def save(self, record: StepRecord, path: Path) -> None:
+        """Write the averaged weights, with their model card."""
+        if isinstance(record.denoiser.net, Autoencoder):
+            chosen = self.images[:: max(1, len(self.images) // 1024)]
+            record.denoiser.net.set_scale(to_float(chosen).to(_device(record)))
+        pretrained.save(path, record.denoiser, self.card | self._measured(record))
+
+    @torch.no_grad()
+    def draw(self, record: StepRecord, count: int) -> Tensor:
+        """What the network can do by now, (count, 3, H, W): pictures from noise (seeds 0, 1, …), by the
+        captions on the card where it takes captions; or held-out pictures, reconstructed or enlarged."""
+        net, device = record.denoiser.net, _device(record)
+        if isinstance(net, Autoencoder):
+            return net(to_float(self.held_out[:count].to(device)))[0]
+        denoiser = replace(record.denoiser, autoencoder=self.autoencoder and self.autoencoder.to(device))
+        pipe = Pipeline(denoiser, self.card, Drawing.from_card(self.card), device=device)
+        if isinstance(net, SuperResolution):
+            small = shrink(to_float(self.held_out[:count]), net.scale)
+            return pipe.enlarge(small, range(len(small)), noise_level=0)
+        return pipe(range(count), None if "prompts" in self.card else UNCONDITIONAL)
+
+    def _measured(self, record: StepRecord) -> dict:
+        """The model card's entries that are known only now."""
+        config, denoiser, held_out = self.run.config, record.denoiser, self.held_out[:512]
+        done = (record.images, record.step, round(record.seconds))
+        entries = {
+            "parameters": count_parameters(denoiser.net),
+            "macs": count_macs(denoiser.net, tuple(held_out.shape[1:])),
+            # What the run began with has been trained, too: its pictures, steps and seconds count.
+            **{name: count + self.before.get(name, 0) for name, count in zip(COUNTED, done)},
+            "training_loss": round(record.loss, 5),
+        }
+        if isinstance(denoiser.net, Autoencoder):
+            return entries | {"held_out_reconstruction": reconstruction_quality(denoiser.net, held_out)}
+        times = [int(share * (config.num_train_timesteps - 1)) for share in (0.1, 0.3, 0.5, 0.7, 0.9)]
+        cond = None  # networks are measured unconditional, but for those that cannot do without
+        if isinstance(denoiser.net, SuperResolution):
+            small = shrink(to_float(held_out), denoiser.net.scale)
+            level = torch.zeros(len(small), dtype=torch.int64)
+            cond = low_resolution_cond(small, denoiser.schedule, level, torch.zeros_like(small))
+        varied = bool((held_out != held_out[:1]).any())  # one picture has no variance to compare with
+        errors = error_per_timestep(denoiser, held_out, times, cond=cond) if varied else []
+        errors = {f"t={t}": round(error, 4) for t, error in zip(times, errors)}
+        return entries | {"held_out_error_of_x0_as_share_of_variance": errors}
+
+
+def prepare(run: Run) -> Job:
+    """Load what a run needs, and settle what depends on it.
+
+    Raises:
+        ValueError: options that do not go together, or that a resumed run cannot change.
+    """
+    resumed = run.resume and run.file.is_file()
+    run, before, has = (_resumed if resumed else _started if run.start else _begun)(run)
+    if run.autoencoder and not run.config.flip and not resumed:
+        raise ValueError("latents are made of the mirrored pictures, too: leave --no-flip out")
+    pictures = sets.load(run.data, run.size, run.condition)
+    config, images, held_out, description = run.config, pictures.images, pictures.held_out, pictures.description
+    network = config.network if run.condition == has else pictures.conditional(config.network)
+    cond, entries = pictures.cond(network)
+    source, autoencoder = run.autoencoder, None
+    if source:
+        autoencoder = pretrained.load_autoencoder(source)
+        if source not in pretrained.names():
+            run = replace(run, autoencoder=str(run.out / Run.AUTOENCODER))
+        images = sets.as_latents(autoencoder, images, mirrored=pictures.flip)
+        cond = cond if cond is None else torch.cat([cond] * (len(images) // len(cond)))
+        held_out = sets.as_latents(autoencoder, held_out)
+        description += f", as latents of {autoencoder.latent_shape(run.size, run.size)}"
+    sigma_data = config.sigma_data
+    if sigma_data is None:
+        sigma_data = root_mean_square(images) if config.prediction_type == "edm" else TrainConfig.sigma_data
+    # Latents are mirrored as pictures, before.
+    flip = config.flip and pictures.flip and not autoencoder
+    config = replace(config, network=network, sigma_data=sigma_data, flip=flip)
+    card = {
+        **{name: getattr(config, name) for name in (*pretrained.NEEDED, "sigma_data")},
+        "size": run.size,
+        **entries,
+        **({"drawing": CONSISTENCY_DRAWING} if config.objective == "consistency" else {}),
+        **({"autoencoder": run.autoencoder} if autoencoder else {}),
+        **({"start": before} if before else {}),
+        "data": description,
+        "licence": pictures.licence,
+        **pretrained.machine(),
+        "seed": config.seed,
+        "config": asdict(config),
+    }
+    return Job(replace(run, config=config), pictures, images, held_out, cond, card, before, autoencoder, source)
+
+
+def stored_run(out: Path) -> Run:
+    """The run in a folder, as the default of a command line that resumes it: what differs from it was said there."""
+    stored, _ = Run.from_folder(out)
+    return replace(stored, config=replace(stored.config, **dict.fromkeys(BUDGET)))
+
+
+# Each of these three gives the run, what the weights that it starts with have seen, and the condition that its
+# network takes already.
+def _resumed(run: Run) -> tuple[Run, dict, str | None]:
+    """The run as it was stored, with a new budget."""
+    stored, contents = Run.from_folder(run.out)
+    if all(getattr(run.config, name) is None for name in BUDGET):
+        run = replace(run, config=replace(run.config, **{name: getattr(stored.config, name) for name in BUDGET}))
+    then, now = ({**vars(both), **vars(both.config)} for both in (stored, run))
+    free = FREE_ON_RESUME | {"config", "sample_every", "snapshot_images"}
+    if changed := [name for name in then if name not in free and then[name] != now[name]]:
+        name = changed[0]
+        flag = ("no-" if now[name] is False else "") + name.replace("_", "-")
+        raise ValueError(
+            f"{run.out} was begun with {name} {then[name]!r} and cannot go on with {now[name]!r}: "
+            f"leave --{flag} out, or choose another folder"
+        )
+    return run, contents.get("before") or {}, run.condition
+
+
+def _begun(run: Run) -> tuple[Run, dict, str | None]:
+    """A new run with a network of random weights."""
+    autoencoder = pretrained.load_autoencoder(run.autoencoder) if run.autoencoder else None
+    network = run.config.network
+    if network is None:
+        network = default_network(run.data, run.condition, run.config.objective, autoencoder)
+    if autoencoder:
+        network = for_latents(network, autoencoder)
+    condition = "low_resolution" if network.get("name") == "super_resolution" else run.condition
+    size = default_size(run.data) if run.size is None else run.size
+    return replace(run, size=size, condition=condition, config=replace(run.config, network=network)), {}, None
+
+
+def _started(run: Run) -> tuple[Run, dict, str | None]:
+    """A new run that begins with trained weights, with what their card says."""
+    card = pretrained.card(run.start)
+    own = [name for name in ("network", "sigma_data") if getattr(run.config, name) is not None]
+    own += [name for name in ("size", "autoencoder") if getattr(run, name) is not None]
+    own += ["condition"] if run.condition not in (None, "caption") else []
+    own += [
+        name for name in pretrained.NEEDED if name != "network" and getattr(run.config, name) != getattr(OPEN, name)
+    ]
+    if own == ["autoencoder"] and not card.get("autoencoder"):
+        raise ValueError(f"{run.start} draws pixels and cannot learn latents: leave --start or --autoencoder out")
+    if own:
+        raise ValueError(f"--start brings its own {own[0]}: leave --{own[0].replace('_', '-')} out")
+    has = next((condition for condition, entry in ENTRIES.items() if entry in card), None)
+    if card["network"]["name"] == "super_resolution":
+        has = "low_resolution"
+    options = {name: card[name] for name in pretrained.NEEDED}
+    config = replace(run.config, sigma_data=card.get("sigma_data", TrainConfig.sigma_data), **options)
+    before = {"name": Path(run.start).stem} | {name: card.get(name, 0) for name in COUNTED}
+    autoencoder = pretrained.autoencoder_of(run.start, card)
+    size = card.get("size", default_size(run.data))
+    run = replace(run, size=size, condition=run.condition or has, autoencoder=autoencoder, config=config)
+    return run, before, has
+
+
+def _device(record: StepRecord) -> torch.device:
+    return next(record.denoiser.net.parameters()).device

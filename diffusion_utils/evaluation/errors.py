@@ -1,0 +1,127 @@
+"""Measuring a network on real pictures: the error of its guess at each noise level, and what is possible at best."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from diffusion_utils.data import to_float, to_uint8
+from diffusion_utils.networks import Autoencoder
+from diffusion_utils.prediction import PREDICTION_TYPES, Denoiser
+
+
+@torch.no_grad()
+def error_per_timestep(
+    denoiser: Denoiser,
+    images: Tensor,
+    timesteps: Sequence[int],
+    seed: int = 0,
+    batch_size: int = 256,
+    cond: Tensor | None = None,
+) -> list[float]:
+    """Mean squared error of x̂₀ at each timestep, as a share of the pictures' variance.
+
+    0 is perfect, 1 is what the mean picture scores; more than 1 is worse than not looking at all.
+
+    Args:
+        images: uint8 (N, 3, H, W), or float latents, best ones the denoiser was not trained on.
+        timesteps: which t to measure, each in [0, T-1].
+        seed: of the noise, the same at every timestep.
+        cond: the condition of each picture, one row each; None: unconditional.
+    """
+    device = next((p.device for p in denoiser.net.parameters()), torch.device("cpu"))
+    # Variance around the mean picture: what is left to know once one has seen the whole set.
+    pictures = to_float(images) if images.dtype == torch.uint8 else images
+    variance = (pictures - pictures.mean(0)).square().mean().item()
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(pictures.shape, generator=generator)
+    errors = []
+    for t in timesteps:
+        total = 0.0
+        conds = [None] * len(pictures) if cond is None else cond.to(device).split(batch_size)
+        for x0, epsilon, rows in zip(pictures.split(batch_size), noise.split(batch_size), conds):
+            x0, epsilon = x0.to(device), epsilon.to(device)
+            steps = torch.full((len(x0),), t, device=device)
+            guess = denoiser(denoiser.schedule.add_noise(x0, epsilon, steps), steps, rows)
+            total += (guess - x0).square().sum().item()
+        errors.append(total / pictures.numel() / variance)
+    return errors
+
+
+@torch.no_grad()
+def reconstruction_quality(autoencoder: Autoencoder, images: Tensor, batch_size: int = 64) -> dict[str, float]:
+    """How much of pictures is left after an autoencoder, by torchmetrics: {"psnr": in decibels, "ssim":
+    at most 1}, each the more the better (SSIM: Wang et al. 2004).
+
+    Args:
+        images: uint8 (N, 3, H, W), best pictures the autoencoder was not trained on.
+    """
+    # Here and not above: importing torchmetrics takes seconds.
+    from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+    device = next(autoencoder.parameters()).device
+    answers = torch.cat([autoencoder(to_float(part).to(device))[0].float().cpu() for part in images.split(batch_size)])
+    answers, total = to_uint8(answers), {"psnr": 0.0, "ssim": 0.0}
+    for ours, true in zip(answers.split(batch_size), images.split(batch_size)):  # SSIM needs much memory
+        ours, true = ours.float(), true.float()
+        psnr = peak_signal_noise_ratio(ours, true, data_range=255.0, dim=(1, 2, 3), reduction="sum")
+        total["psnr"] += psnr.item()
+        total["ssim"] += structural_similarity_index_measure(ours, true, data_range=255.0, reduction="sum").item()
+    return {"psnr": round(total["psnr"] / len(images), 2), "ssim": round(total["ssim"] / len(images), 4)}
+
+
+def covariance_eigenvalues(images: Tensor) -> Tensor:
+    """Eigenvalues of the pictures' covariance, falling, float64 (3·H·W,).
+
+    Args:
+        images: uint8 (N, 3, H, W).  With fewer pictures than numbers in one, the rest are 0.
+    """
+    flat = to_float(images).flatten(1).double()
+    flat = flat - flat.mean(0)
+    # The Gram matrix (N×N) has the same non-zero eigenvalues as the covariance (D×D) and one of
+    # the two is always small enough for an exact answer.
+    matrix = flat @ flat.T if len(flat) <= flat.shape[1] else flat.T @ flat
+    values = torch.linalg.eigvalsh(matrix).flip(0).clamp(min=0) / len(flat)
+    return torch.cat([values, values.new_zeros(flat.shape[1] - len(values))])
+
+
+def linear_bottleneck_error(eigenvalues: Tensor, noise_to_signal: float, rank: int, prediction_type: str) -> float:
+    """Error of x̂₀ of the best *linear* network through a bottleneck of `rank` numbers, exactly.
+
+    As a share of the data's variance, like `error_per_timestep`.  x_t = α·x₀ + σ·ε has variance
+    α²λ + σ² along a principal direction with eigenvalue λ.  The best linear answer there is c·x_t
+    with c = cov(target, x_t)/var(x_t); passing a direction lowers the target's error by
+    c²·var(x_t), so the network passes the `rank` directions where that is largest (reduced-rank
+    regression, Izenman 1975) and answers 0 in the others.  What is left of the target's error
+    becomes error of x̂₀ times (σ/α)² for ε, σ² for v, 1 for x₀, (σd/n)² for EDM (see `prediction`),
+    whose sigma_data d is the pictures' own deviation: d² is the mean of the eigenvalues.
+
+    Args:
+        eigenvalues: from `covariance_eigenvalues`.
+        noise_to_signal: σ/α > 0.
+        rank: numbers the bottleneck passes, 0 … len(eigenvalues).
+        prediction_type: "epsilon", "sample", "v_prediction" or "edm".
+    """
+    if prediction_type not in PREDICTION_TYPES:
+        raise ValueError(f"unknown prediction_type {prediction_type!r}: choose one of {', '.join(PREDICTION_TYPES)}")
+    if noise_to_signal <= 0 or not 0 <= rank <= len(eigenvalues):
+        raise ValueError(f"noise_to_signal must be above 0 and rank lie in [0, {len(eigenvalues)}]")
+    lam = eigenvalues.double()
+    alpha2 = 1 / (1 + noise_to_signal**2)
+    alpha, sigma = alpha2**0.5, (1 - alpha2) ** 0.5
+    variance_xt = alpha**2 * lam + sigma**2
+    d2 = lam.mean()
+    n2 = alpha**2 * d2 + sigma**2
+    covariance, variance, factor = {
+        "epsilon": (sigma + 0 * lam, 1 + 0 * lam, (sigma / alpha) ** 2),
+        "sample": (alpha * lam, lam, 1.0),
+        "v_prediction": (alpha * sigma * (1 - lam), alpha**2 + sigma**2 * lam, sigma**2),
+        "edm": (
+            alpha * sigma * (lam - d2) / (d2 * n2).sqrt(),
+            (sigma**2 * lam / d2 + alpha**2 * d2) / n2,
+            float(sigma**2 * d2 / n2),
+        ),
+    }[prediction_type]
+    gain = covariance**2 / variance_xt
+    passed = gain.sort(descending=True).values[:rank].sum()
+    return float(factor * (variance.sum() - passed) / lam.sum())

@@ -1,0 +1,143 @@
+"""What a training run leaves on disk, so that it can be stopped at any moment and go on."""
+
+import json
+import signal
+import threading
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from diffusion_utils.files import write_atomically, write_text
+from diffusion_utils.training.config import FREE_ON_RESUME, TrainConfig
+from diffusion_utils.training.optimizers import Muon
+
+
+class Log:
+    """A JSONL file, one record a line; opened for a run that stands at `step`, it drops what later
+    steps (done after the last checkpoint, then lost) or a half-written line left behind."""
+
+    def __init__(self, path: Path, step: int):
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [r for r in read_log(path) if r["step"] <= step] if path.exists() else []
+        text = "".join(json.dumps(record) + "\n" for record in kept)
+        write_text(path, text)
+
+    def write(self, record: dict) -> None:
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+def read_log(path: str | Path) -> list[dict]:
+    """The records of a `log.jsonl`; a half-written last line (the run was killed) is left out."""
+    records = []
+    for line in Path(path).read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+
+
+@contextmanager
+def stop_on_signal():
+    """Turn Ctrl-C and SIGTERM into a question the loop asks between steps: yields `asked()`.
+
+    A second Ctrl-C interrupts at once.  Outside the main thread Python allows no handlers; there
+    nothing changes.
+    """
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def handler(number, frame):
+        received.append(number)
+        signal.signal(number, previous[number])
+
+    for number in previous:
+        signal.signal(number, handler)
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, old in previous.items():
+            signal.signal(number, old)
+
+
+@dataclass
+class TrainState:
+    """All that training changes, and thus all that a checkpoint holds.
+
+    Attributes:
+        net, ema, optimizer: the network, the moving average of its weights, and what changes them.
+        step, seconds: done so far, earlier sessions of a resumed run included.
+    """
+
+    net: nn.Module
+    ema: AveragedModel
+    optimizer: torch.optim.Optimizer | Muon
+    step: int = 0
+    seconds: float = 0.0
+
+    def save(self, path: Path, config: TrainConfig) -> None:
+        """Write a checkpoint, whole or not at all."""
+        contents = {
+            "config": asdict(config),
+            "step": self.step,
+            "seconds": self.seconds,
+            **{name: getattr(self, name).state_dict() for name in ("net", "ema", "optimizer")},
+            # Batches need only seed and step; this is for networks with dropout and the like.
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+        write_atomically(path, lambda temporary: torch.save(contents, temporary))
+
+    def restore(self, path: Path, config: TrainConfig, device: torch.device) -> None:
+        """Put a checkpoint's contents in place.
+
+        Raises:
+            ValueError: damaged, or of a run that learns something else than `config` says.
+        """
+        contents = load_checkpoint(path, device)
+        then, now = asdict(TrainConfig(**contents["config"])), asdict(config)
+        changed = [name for name in now if name not in FREE_ON_RESUME and then[name] != now[name]]
+        if changed:
+            raise ValueError(
+                f"{path.parent} was trained with other settings ({', '.join(changed)}): resume it "
+                "with its own, or choose another folder"
+            )
+        for name in ("net", "ema", "optimizer"):
+            getattr(self, name).load_state_dict(contents[name])
+        self.step, self.seconds = contents["step"], contents["seconds"]
+        torch.set_rng_state(contents["rng"].cpu())
+        if contents["cuda_rng"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all([state.cpu() for state in contents["cuda_rng"]])
+
+
+def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dict:
+    """A checkpoint's contents: config, step, seconds, net, ema, optimizer, rng.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is damaged or not a checkpoint of this package.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: start the run without --resume")
+    # Several processes on a CPU call it "cpu:0", a place that torch.load does not know.
+    device = "cpu" if torch.device(device).type == "cpu" else device
+    try:
+        contents = torch.load(path, map_location=device, weights_only=True)
+        if not {"config", "step", "net", "ema", "optimizer"} <= set(contents):
+            raise ValueError("parts are missing")
+    except Exception as error:  # torch.load raises a dozen kinds for a damaged file
+        raise ValueError(
+            f"{path} is damaged or not a checkpoint of diffusion_utils ({type(error).__name__}): "
+            "delete it to start the run afresh"
+        ) from error
+    return contents

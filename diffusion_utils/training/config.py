@@ -1,0 +1,185 @@
+"""What a training run is asked to do, as values that checkpoints, run folders and model cards can store."""
+
+import json
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Literal, get_args, get_origin
+
+from diffusion_utils.data.sets import Condition
+from diffusion_utils.prediction import PredictionType
+from diffusion_utils.schedule import Schedule, ScheduleName, make_schedule
+
+BUDGET = ("steps", "images", "minutes")
+# What may differ when a run is resumed: when to stop and how often to report, not what is learnt.
+FREE_ON_RESUME = {*BUDGET, "log_every", "checkpoint_every"}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What a run learns, and how: stored in its checkpoint and on its model card.
+
+    Raises:
+        ValueError: a value out of its range, or values that do not go together.
+    """
+
+    # Name and options for `networks.build`; on the command line JSON, '{"name": "resnet", "stem": 4}', and by
+    # default what suits the pictures.
+    network: dict | None = field(default_factory=lambda: {"name": "resnet"})
+    # What the network is asked for: the noise, the picture, or a mixture; see `prediction`.
+    prediction_type: PredictionType = "sample"
+    # For edm, the pictures' root mean square, see `prediction`; on the command line by default measured.
+    sigma_data: float | None = 0.5
+    schedule: ScheduleName = "cosine"  # The noise schedule's form; see `schedule`.
+    num_train_timesteps: int = 1000  # T, the number of timesteps.
+    zero_terminal_snr: bool = False  # Stretch the schedule so that nothing of the picture is left at the end.
+    # "uniform" draws every t equally often; "lognormal" draws ln(σ/α) from a normal distribution (mean -1.2,
+    # deviation 1.2: Karras et al. 2022, table 1), so that the middle noise levels are seen most.
+    timestep_sampling: Literal["uniform", "lognormal"] = "uniform"
+    # Weigh the loss by Min-SNR-γ, 5 in the paper; None: every timestep counts the same.
+    min_snr_gamma: float | None = None
+    # With min_snr_gamma, the least weight of an error of x̂₀; see `prediction.min_snr_weight`.
+    snr_floor: float = 0.0
+    # "denoising" learns x̂₀ from noisy pictures; "consistency" tunes a trained denoiser to draw in one or two
+    # steps; "autoencoder" trains an autoencoder, to which timesteps and the like mean nothing.
+    objective: Literal["denoising", "consistency", "autoencoder"] = "denoising"
+    kl_weight: float = 1e-3  # Of objective autoencoder: the pull towards the normal distribution.
+    steps: int | None = None  # Stop after so many steps; of several limits the first that is reached counts.
+    images: int | None = None  # Stop after so many pictures.
+    minutes: float | None = None  # Stop after so many minutes of training.
+    batch_size: int = 64  # Pictures per step, over all processes together.
+    # AdamW, or Muon for the weight matrices and AdamW for the rest.
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    # The peak, after `warmup_steps` of linear rise and until the last `decay_fraction` of the budget.
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01  # Share of each weight that the optimizer takes away, times the learning rate.
+    warmup_steps: int = 200  # Steps over which the learning rate rises.
+    decay_fraction: float = 0.4  # Share of the budget over which the learning rate falls to 0, at the end.
+    clip_grad_norm: float = 1.0  # The longest gradient that a step follows; longer ones are shortened.
+    ema_decay: float = 0.999  # Of the moving average of the weights, the network that is used afterwards.
+    # Share of the pictures whose condition is withheld, so that the network also learns to draw without one: what
+    # classifier-free guidance needs (Ho & Salimans 2022, 2207.12598, algorithm 1).
+    cond_dropout: float = 0.1
+    flip: bool = True  # Mirror each picture left to right with probability ½.
+    seed: int = 0  # Of the initial weights, the order of the pictures, the noise and the timesteps.
+    # Precision of the network's arithmetic; "auto": bf16 where the device computes in it natively.
+    mixed_precision: Literal["auto", "no", "bf16"] = "auto"
+    compile: Literal["auto", "no", "yes"] = "auto"  # Use torch.compile; "auto": on a GPU.
+    log_every: int = 20  # Steps from one record to the next.
+    checkpoint_every: int = 500  # Steps from one checkpoint to the next.
+
+    def __post_init__(self):
+        for option in fields(self):
+            value = getattr(self, option.name)
+            if get_origin(option.type) is Literal and value not in get_args(option.type):
+                raise ValueError(f"{option.name} must be one of {', '.join(get_args(option.type))}, not {value!r}")
+            if option.name in _POSITIVE and value is not None and not value > 0:
+                raise ValueError(f"{option.name} must be greater than 0, not {value}")
+        for name in ("cond_dropout", "decay_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], not {getattr(self, name)}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must lie in [0, 1), not {self.ema_decay}")
+        if not self.kl_weight >= 0:
+            raise ValueError(f"kl_weight must be at least 0, not {self.kl_weight}")
+        if self.snr_floor and self.min_snr_gamma is None:
+            raise ValueError("snr_floor is the least of the Min-SNR weights: give min_snr_gamma, too, such as 5")
+        if self.min_snr_gamma is not None and not 0 <= self.snr_floor <= self.min_snr_gamma:
+            raise ValueError(
+                f"snr_floor must lie between 0 and min_snr_gamma {self.min_snr_gamma}, not {self.snr_floor}"
+            )
+        if self.snr_floor and self.prediction_type == "epsilon":
+            raise ValueError(
+                "snr_floor would weigh an error in ε by floor/SNR, without limit: ask for sample or v_prediction"
+            )
+        if self.objective == "consistency" and self.min_snr_gamma is not None:
+            raise ValueError("objective 'consistency' weighs its loss in its own way: leave min_snr_gamma out")
+        if self.objective == "consistency" and self.zero_terminal_snr:
+            raise ValueError("objective 'consistency' needs a little signal everywhere: leave zero_terminal_snr out")
+        if self.network and (self.objective == "autoencoder") != (self.network.get("name") == "autoencoder"):
+            raise ValueError("objective 'autoencoder' and network 'autoencoder' belong together: give both or neither")
+
+    def make_schedule(self) -> Schedule:
+        """The schedule this run trains on."""
+        return make_schedule(self.schedule, self.num_train_timesteps, self.zero_terminal_snr)
+
+    def progress(self, step: int, seconds: float) -> float:
+        """How much of the budget is used, in [0, 1], after `step` steps and `seconds` of training.
+
+        Raises:
+            ValueError: there is no budget: neither steps nor images nor minutes.
+        """
+        used = [(step, self.steps), (step * self.batch_size, self.images), (seconds / 60, self.minutes)]
+        shares = [done / total for done, total in used if total is not None]
+        if not shares:
+            raise ValueError("say when to stop: give steps, images or minutes")
+        return min(1.0, max(shares))
+
+    def learning_rate_at(self, step: int, progress: float) -> float:
+        """Warm-up, plateau, linear decay."""
+        warmup = min(1.0, (step + 1) / max(1, self.warmup_steps))
+        decay = min(1.0, (1 - progress) / self.decay_fraction) if self.decay_fraction else 1.0
+        return self.learning_rate * warmup * decay
+
+
+_POSITIVE = {*BUDGET, "sigma_data", "min_snr_gamma", "batch_size", "learning_rate", "log_every", "checkpoint_every"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training from the command line: its pictures, its folder, and what it learns."""
+
+    out: Path  # Folder of the run.
+    data: str = "toy_cars"  # What to learn from: toy_cars, stanford_cars, or a folder of pictures.
+    resume: bool = False  # Go on from the checkpoint in --out, with its settings; only the budget may be another.
+    size: int | None = None  # Pixels per side; default: 64, toy cars 32.
+    # What the network is conditioned on: each picture's body type, a caption in words (text to image), or the
+    # picture itself at half the size (super-resolution).
+    condition: Condition | None = None
+    autoencoder: str | None = None  # Weights of one: learn its latents of the pictures instead of their pixels.
+    # Weights to begin with, a name or a path; network, schedule and prediction type are theirs.
+    start: str | None = None
+    sample_every: int = 2000  # Draw a grid every so many steps; 0: only at the end.
+    snapshot_images: int = 0  # Keep the averaged weights every so many pictures, in snapshots/; 0: never.
+    config: TrainConfig = field(default_factory=TrainConfig)
+
+    AUTOENCODER = "autoencoder.safetensors"  # a run that learns latents keeps a copy of that in its folder
+
+    def __post_init__(self):
+        if self.size is not None and self.size < 8:
+            raise ValueError(f"size must be at least 8 pixels, not {self.size}")
+        if self.sample_every < 0 or self.snapshot_images < 0:
+            raise ValueError("sample_every and snapshot_images must be at least 0")
+        if self.config.objective == "autoencoder" and (self.condition or self.autoencoder):
+            raise ValueError(
+                "an autoencoder takes no condition and needs no other one: leave --condition and --autoencoder out"
+            )
+        if self.autoencoder and self.condition == "low_resolution":
+            raise ValueError("super-resolution works on pixels here: leave --autoencoder out")
+
+    @property
+    def file(self) -> Path:
+        """Where a run says what it is."""
+        return self.out / "run.json"
+
+    def to_json(self) -> dict:
+        """The run without its place, so that the folder can be moved."""
+        stored = {name: value for name, value in asdict(self).items() if name not in ("out", "resume")}
+        if self.autoencoder == str(self.out / self.AUTOENCODER):
+            stored["autoencoder"] = self.AUTOENCODER
+        return stored
+
+    @classmethod
+    def from_folder(cls, out: Path) -> tuple["Run", dict]:
+        """The run that a folder holds, to be resumed, and all that its run.json says.
+
+        Raises:
+            ValueError: it is damaged or foreign.
+        """
+        try:
+            contents = json.loads((out / "run.json").read_bytes())
+            options = {option.name: contents[option.name] for option in fields(cls) if option.name in contents}
+            run = cls(**options | {"out": out, "resume": True, "config": TrainConfig(**contents["config"])})
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{out / 'run.json'} does not describe a run of this package: {error}") from None
+        inside = run.autoencoder == cls.AUTOENCODER
+        return (replace(run, autoencoder=str(out / cls.AUTOENCODER)) if inside else run), contents
