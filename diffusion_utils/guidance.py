@@ -80,9 +80,7 @@ class Guided:
         if mine.shape != theirs.shape or not torch.allclose(mine, theirs):
             raise ValueError("the guide was trained with another noise schedule: choose one with the same")
         if not _same(self.autoencoder, self.guide.autoencoder):
-            raise ValueError(
-                "the guide draws pixels, or latents of another autoencoder: choose one that draws the same"
-            )
+            raise ValueError("the guide draws pixels, or another autoencoder's latents: choose one that draws the same")
 
     @property
     def schedule(self) -> Schedule:

@@ -209,9 +209,7 @@ class Pipeline:
     ) -> tuple[Denoiser | Guided, dict]:
         """The denoiser for these pictures, and the arguments for `sampling.trajectory`."""
         if isinstance(self.denoiser.net, Autoencoder | SuperResolution):
-            raise ValueError(
-                f"{self.name} cannot draw from nothing: an autoencoder, or a network that enlarges pictures"
-            )
+            raise ValueError(f"{self.name} cannot draw from nothing: an autoencoder, or a network that enlarges")
         if not len(seeds):
             raise ValueError("give at least one seed: one picture is drawn per seed")
         cond, guide, drawing = self._cond(seeds, condition, prompt), None, self.settled(condition, **options)

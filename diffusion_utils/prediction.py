@@ -82,7 +82,10 @@ def to_sample(
 def to_epsilon(
     prediction_type: str, output: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor, sigma_data: float = 0.5
 ) -> Tensor:
-    """ε̂ from the network's output: ε̂ itself, (x_t - αx̂₀)/σ, σ·x_t + α·v̂, or σ/n²·x_t - (α·d/n)·F."""
+    """ε̂ from the network's output: ε̂ itself, (x_t - αx̂₀)/σ, σ·x_t + α·v̂, or σ/n²·x_t - (α·d/n)·F.
+
+    For "sample" sigma must not be 0: where there is no noise, x₀ says nothing about it.
+    """
     _check(prediction_type)
     if prediction_type == "epsilon":
         return output
@@ -180,7 +183,7 @@ class Denoiser:
         return self.predict(x_t, t, *self.schedule.alpha_sigma(t, like=x_t), cond)
 
     def predict(self, x_t: Tensor, t: Tensor, alpha: Tensor, sigma: Tensor, cond: Tensor | None = None) -> Tensor:
-        """As calling it, where alpha and sigma of t are known already."""
+        """As calling it, where alpha and sigma of t are known already, from `Schedule.alpha_sigma`."""
         output = self._output(x_t, t, alpha, sigma, cond)
         return to_sample(self.prediction_type, output, x_t, alpha, sigma, self.sigma_data)
 
@@ -195,7 +198,7 @@ class Denoiser:
             cond: one condition per picture, (N, *net.cond_shape).
             weight: (N,), what each picture's error is multiplied with, such as `min_snr_weight`; None: 1.
         """
-        alpha, sigma = self.schedule.alpha_sigma(t, like=x0)
+        alpha, sigma = self.schedule.alpha_sigma(t, like=x0)  # once, for x_t as `Schedule.add_noise` makes it
         output = self._output(alpha * x0 + sigma * noise, t, alpha, sigma, cond).float()
         error = output - target(self.prediction_type, x0, noise, alpha, sigma, self.sigma_data)
         error = error.square().mean(dim=(1, 2, 3))

@@ -105,8 +105,8 @@ def ddpm(
             timestep_spacing, see `timesteps`, default "trailing".
     """
     x = x_T
-    for t, s, x0, alpha_t, sigma_t, alpha_s, sigma_s in _walk(predict, schedule, steps, **walk):
-        x0 = x0(x)
+    for t, s, guess, alpha_t, sigma_t, alpha_s, sigma_s in _walk(predict, schedule, steps, **walk):
+        x0 = guess(x)
         yield Step(t, x, x0)
         alpha_ts = alpha_t / alpha_s  # how the signal shrinks from s to t …
         variance_ts = sigma_t**2 - (alpha_ts * sigma_s) ** 2  # … and the noise that comes on top
@@ -137,8 +137,8 @@ def ddim(
     if eta > 0 and noise is None:
         raise ValueError("eta > 0 adds fresh noise at every step: pass noise=Noise(seeds, shape)")
     x = x_T
-    for t, _, x0, alpha_t, sigma_t, alpha_s, sigma_s in _walk(predict, schedule, steps, **walk):
-        x0 = x0(x)
+    for t, _, guess, alpha_t, sigma_t, alpha_s, sigma_s in _walk(predict, schedule, steps, **walk):
+        x0 = guess(x)
         yield Step(t, x, x0)
         epsilon = (x - alpha_t * x0) / sigma_t
         variance_ts = sigma_t**2 - (alpha_t / alpha_s * sigma_s) ** 2
@@ -161,8 +161,8 @@ def dpm_solver_pp(
     Args as for `ddpm`; nothing is random after x_T, `noise` is ignored.
     """
     x, previous = x_T, None
-    for t, s, x0, alpha_t, sigma_t, alpha_s, sigma_s in _walk(predict, schedule, steps, **walk):
-        x0 = x0(x)
+    for t, s, guess, alpha_t, sigma_t, alpha_s, sigma_s in _walk(predict, schedule, steps, **walk):
+        x0 = guess(x)
         yield Step(t, x, x0)
         lambda_t = (alpha_t / sigma_t).log()  # -∞ where no signal is left: then `line` is just x0
         line = x0
@@ -188,8 +188,8 @@ def consistency(
     each time, and answers again.  Args as for `ddpm`.
     """
     x = x_T
-    for t, _, x0, _, _, alpha_s, sigma_s in _walk(predict, schedule, steps, **walk):
-        x0 = x0(x)
+    for t, _, guess, _, _, alpha_s, sigma_s in _walk(predict, schedule, steps, **walk):
+        x0 = guess(x)
         yield Step(t, x, x0)
         x = alpha_s * x0 + sigma_s * noise()
     yield Step(-1, x, x)

@@ -16,8 +16,6 @@ from diffusion_utils.evaluation import features
 from diffusion_utils.guidance import Guided
 from diffusion_utils.networks import presets
 from diffusion_utils.pipeline import DEFAULT, Drawing, Pipeline
-from diffusion_utils.prediction import Denoiser
-from diffusion_utils.schedule import make_schedule
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 sys.path.append(str(FOLDER))  # as Python does for a command that lies there
@@ -62,30 +60,17 @@ def quick(monkeypatch):
     features.extractor.cache_clear()
 
 
-def save(path, images_seen=0, seed=0, size=32):
-    torch.manual_seed(seed)
-    net = networks.build(**TINY).eval()
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
-    about = {
-        "network": TINY,
-        "prediction_type": "sample",
-        "schedule": "cosine",
-        "num_train_timesteps": 100,
-        "zero_terminal_snr": False,
-        "size": size,
-        "data": "Stanford Cars train, 50",
-        "parameters": 1,
-        "macs": 1,
-        "images_seen": images_seen,
-        "seconds": 1,
-        "machine": "a test",
-        "conditions": KINDS,
-        "held_out_error_of_x0_as_share_of_variance": {"t=9": 0.5},
-    }
-    pretrained.save(path, Denoiser(net, make_schedule("cosine", 100), "sample"), about)
-    return path
+@pytest.fixture
+def save(tiny_weights):
+    """Function: (path, images_seen, seed, size) writes weights as a training on Stanford Cars would."""
+
+    def write(path, images_seen=0, seed=0, size=32):
+        errors = {"held_out_error_of_x0_as_share_of_variance": {"t=9": 0.5}}
+        data = {"data": "Stanford Cars train, 50", "machine": "a test", "conditions": KINDS}
+        counts = {"parameters": 1, "macs": 1, "images_seen": images_seen, "seconds": 1}
+        return tiny_weights(path, seed, network=TINY, size=size, **errors, **data, **counts)
+
+    return write
 
 
 # ---------------------------------------------------------------- peers
@@ -179,7 +164,7 @@ def test_a_peer_is_trained_drawn_from_and_measured(tmp_path, small_peer, monkeyp
     assert lines[2].startswith("| small | 0.0 M |") and len({line.count("|") for line in lines}) == 1
 
 
-def test_shipped_weights_are_shrunk_and_set_beside_the_peers(tmp_path, small_peer, monkeypatch, capsys):
+def test_shipped_weights_are_shrunk_and_set_beside_the_peers(tmp_path, small_peer, monkeypatch, capsys, save):
     monkeypatch.setattr(peers, "STEPS", 2)
     monkeypatch.setattr(pretrained, "FOLDER", tmp_path)
     save(tmp_path / "mine.safetensors", 500)
@@ -247,7 +232,7 @@ def run_curve(tmp_path, *more):
     return json.loads((tmp_path / "curve-run.json").read_text())
 
 
-def test_every_snapshot_is_measured_once(tmp_path, monkeypatch):
+def test_every_snapshot_is_measured_once(tmp_path, monkeypatch, save):
     for k in (1, 2):
         save(tmp_path / "run" / "snapshots" / f"weights_{100 * k:09d}.safetensors", 100 * k + 3, seed=k)
     rows = run_curve(tmp_path)
@@ -271,7 +256,7 @@ def test_every_snapshot_is_measured_once(tmp_path, monkeypatch):
     assert (guided[2]["guide"], guided[2]["images_seen"]) == ("/".join(guide.parts[-3:]), 203)
 
 
-def test_a_measured_snapshot_is_shipped_with_its_guide(tmp_path, monkeypatch):
+def test_a_measured_snapshot_is_shipped_with_its_guide(tmp_path, monkeypatch, save):
     folder = tmp_path / "run" / "snapshots"
     paths = [save(folder / f"weights_{100 * k:09d}.safetensors", 100 * k, seed=k) for k in (1, 2)]
     package = tmp_path / "package"
@@ -308,7 +293,7 @@ def test_a_run_without_snapshots_is_an_error(tmp_path):
 # ---------------------------------------------------------------- guidance
 
 
-def test_ways_of_guidance_are_measured_once_for_each_state_of_the_weights(tmp_path, monkeypatch):
+def test_ways_of_guidance_are_measured_once_for_each_state_of_the_weights(tmp_path, monkeypatch, save):
     weights = tmp_path / "mine.safetensors"
     save(weights, 500)
     ways = {
@@ -345,7 +330,7 @@ def test_every_way_of_guidance_can_be_drawn_with_the_shipped_weights():
 # ---------------------------------------------------------------- samplers
 
 
-def test_every_sampler_is_measured_once_with_every_number_of_steps(tmp_path, monkeypatch):
+def test_every_sampler_is_measured_once_with_every_number_of_steps(tmp_path, monkeypatch, save):
     weights = save(tmp_path / "mine.safetensors", 500)
     monkeypatch.setattr(samplers, "STEPS", (1, 3))
     command = ["--weights", str(weights), "--count", "6", "--results", str(tmp_path)]
@@ -362,7 +347,7 @@ def test_every_sampler_is_measured_once_with_every_number_of_steps(tmp_path, mon
 # ---------------------------------------------------------------- speed
 
 
-def test_ways_of_drawing_are_timed_beside_each_other(tmp_path, monkeypatch, capsys):
+def test_ways_of_drawing_are_timed_beside_each_other(tmp_path, monkeypatch, capsys, save):
     weights, student = save(tmp_path / "a.safetensors"), save(tmp_path / "b.safetensors", seed=1)
     monkeypatch.setattr(torch, "compile", lambda net: net)
     own = ["--rounds", "1", "--steps", "8", "--guidance-scale", "2", "--device", "cpu"]
@@ -429,37 +414,28 @@ class Blind:
         return torch.zeros(len(images), 4, dtype=torch.int64)
 
 
-def text_weights(path, data, autoencoder=None):
-    """Untrained ones, that take prompts, for 16×16 pictures or an autoencoder's latents of them."""
-    channels = {} if autoencoder is None else {"picture_channels": 2}
-    network = {
-        "name": "text_to_image",
-        "words": ["a", "red", "van"],
-        "length": 3,
-        "text_dim": 8,
-        "text_depth": 1,
-        "net": {"name": "resnet", "channels": [8, 8], "attention": [2], "embedding_dim": 8, **channels},
-    }
-    about = {
-        "network": network,
-        "prediction_type": "sample",
-        "schedule": "cosine",
-        "num_train_timesteps": 100,
-        "zero_terminal_snr": False,
-        "size": 16,
-        "prompts": ["a red van"],
-        "data": data,
-        "images_seen": 7,
-        "seconds": 1,
-        "macs": 1,
-        "autoencoder": autoencoder,
-    }
-    denoiser = Denoiser(networks.build(**network), make_schedule("cosine", 100), "sample")
-    pretrained.save(path, denoiser, about)
-    return str(path)
+@pytest.fixture
+def text_weights(tiny_weights):
+    """Function: (path, data, autoencoder) writes weights that take prompts, for 16×16 pictures or an autoencoder's
+    latents of them."""
+
+    def write(path, data, autoencoder=None):
+        channels = {} if autoencoder is None else {"picture_channels": 2}
+        network = {
+            "name": "text_to_image",
+            "words": ["a", "red", "van"],
+            "length": 3,
+            "text_dim": 8,
+            "text_depth": 1,
+            "net": {"name": "resnet", "channels": [8, 8], "attention": [2], "embedding_dim": 8, **channels},
+        }
+        card = {"prompts": ["a red van"], "data": data, "images_seen": 7, "seconds": 1, "macs": 1}
+        return str(tiny_weights(path, network=network, size=16, autoencoder=autoencoder, **card))
+
+    return write
 
 
-def test_prompt_accuracy_is_measured_once_for_every_way(tmp_path, monkeypatch, capsys):
+def test_prompt_accuracy_is_measured_once_for_every_way(tmp_path, monkeypatch, capsys, text_weights):
     loaded = toy_cars.load(30, 16)
     monkeypatch.setattr(prompts, "train_reader", lambda cars: Blind())
     monkeypatch.setattr(prompts.toy_cars, "load", lambda *args, **more: loaded)
@@ -488,7 +464,7 @@ def cars(monkeypatch):
     return photos
 
 
-def test_prompts_of_photographs_are_judged_by_pixels_and_features(tmp_path, cars, monkeypatch):
+def test_prompts_of_photographs_are_judged_by_pixels_and_features(tmp_path, cars, monkeypatch, text_weights):
     asked = []
     monkeypatch.setattr(prompts, "draw", lambda weights, texts, way: asked.append(texts) or cars.part(True).images)
     weights = text_weights(tmp_path / "photos.safetensors", "Stanford Cars")
@@ -513,21 +489,10 @@ def test_what_prompts_cannot_measure_is_said(tmp_path, arguments, message):
     assert not list(tmp_path.iterdir())
 
 
-def test_latents_are_measured_beside_pixels(tmp_path, cars, capsys):
-    about = {
-        "network": {"name": "autoencoder", "channels": [8, 8], "latent_channels": 2},
-        "prediction_type": "sample",
-        "schedule": "cosine",
-        "num_train_timesteps": 100,
-        "zero_terminal_snr": False,
-        "size": 16,
-        "seconds": 30,
-        "images_seen": 9,
-    }
-    encoder = str(tmp_path / "vae.safetensors")
-    pretrained.save(
-        encoder, Denoiser(networks.build(**about["network"]), make_schedule("cosine", 100), "sample"), about
-    )
+def test_latents_are_measured_beside_pixels(tmp_path, cars, capsys, text_weights, tiny_weights):
+    network = {"name": "autoencoder", "channels": [8, 8], "latent_channels": 2}
+    path = tmp_path / "vae.safetensors"
+    encoder = str(tiny_weights(path, network=network, size=16, seconds=30, images_seen=9))
     (tmp_path / "pixels").mkdir()
     text_weights(tmp_path / "pixels/weights.safetensors", "Stanford Cars")
     latents = text_weights(tmp_path / "latents.safetensors", "Stanford Cars", autoencoder=encoder)

@@ -23,7 +23,6 @@ from diffusion_utils.commands.train import prepare
 from diffusion_utils.data import sets, stanford_cars, to_float, toy_cars
 from diffusion_utils.networks import presets
 from diffusion_utils.prediction import Denoiser
-from diffusion_utils.schedule import make_schedule
 from diffusion_utils.training import TrainConfig, load_checkpoint, read_log
 
 ROOT = Path(__file__).parent.parent
@@ -518,25 +517,9 @@ def test_a_failing_download_is_one_line(monkeypatch, error):
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory):
+def weights(tmp_path_factory, tiny_weights):
     """Weights of a network that draws noise; the commands do not mind."""
-    torch.manual_seed(0)
-    net = networks.build(**TINY).eval()
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
-    about = {
-        "network": TINY,
-        "prediction_type": "sample",
-        "schedule": "cosine",
-        "num_train_timesteps": 100,
-        "zero_terminal_snr": False,
-        "size": 16,
-    }
-    denoiser = Denoiser(net, make_schedule("cosine", 100), "sample")
-    path = tmp_path_factory.mktemp("weights") / "mine.safetensors"
-    pretrained.save(path, denoiser, about)
-    return path
+    return tiny_weights(tmp_path_factory.mktemp("weights") / "mine.safetensors", network=TINY, size=16)
 
 
 def draw(weights, out, *arguments):

@@ -152,7 +152,7 @@ def test_a_skipped_layer_adds_nothing(name):
 
 def test_layers_that_cannot_be_skipped_are_an_error():
     for layer in ("encoder.1", "nothing", ""):
-        with pytest.raises(ValueError, match=r"cannot do without .*: choose out of encoder\.0, "):
+        with pytest.raises(ValueError, match=r"cannot do without .*: choose from encoder\.0, "):
             skip_layers(learnt("resnet"), [layer])
 
 

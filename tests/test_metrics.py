@@ -290,7 +290,7 @@ def test_features_of_real_pictures_are_computed_once(cars, pixels, monkeypatch, 
 def test_too_few_pictures_and_unlike_features_are_refused(measure, least):
     measure(rows(least), rows(least, seed=1))
     for real, generated in ((least, least - 1), (least - 1, least)):
-        counts = f"{real} real, {generated} generated, at least {least}"
+        counts = f"{real} real, {generated} generated, of at least {least} each"
         with pytest.raises(ValueError, match=f"too few pictures: {counts}"):
             measure(rows(real), rows(generated))
     with pytest.raises(ValueError, match=r"not \(5, 6\) and \(5, 7\)"):

@@ -141,7 +141,7 @@ def test_the_answer_is_that_of_the_parts_put_together_by_hand():
 @every_network
 def test_pictures_the_stride_does_not_divide_are_refused(options, stride):
     net = new(options)
-    for height, width in [(stride + 1, stride), (stride, 2 * stride - 1)]:
+    for height, width in [(stride + 1, stride), (stride, 2 * stride - 1)] if stride > 1 else []:
         message = f"a {height}×{width} picture cannot pass: .* multiples of .*stride, {stride};"
         with pytest.raises(ValueError, match=message):
             net(batch(options, height, width), torch.tensor([0, 0]))
@@ -570,10 +570,7 @@ def test_build_makes_the_named_network_with_its_options():
 @pytest.mark.parametrize(
     "options, message",
     [
-        (
-            {"name": "vit"},
-            "unknown network 'vit': choose one of autoencoder, resnet, segnet, super_resolution, text_to_image, unet",
-        ),
+        ({"name": "vit"}, f"unknown network 'vit': choose one of {', '.join(NETWORKS)}"),
         ({"name": "resnet", "widths": (8,)}, "network 'resnet': .*unexpected .*'widths'"),
         ({"name": "resnet", "stem": 3}, "stem must be 1, 2 or 4, not 3"),
         ({"name": "resnet", "channels": ()}, "channels needs at least one width"),
@@ -617,8 +614,8 @@ def test_networks_that_cannot_be_built_say_why(options, message):
 
 
 def test_every_network_is_known_by_its_name():
-    networks = {"resnet", "segnet", "unet", "autoencoder", "super_resolution", "text_to_image"}
-    assert NETWORKS.keys() == networks and NETWORKS["resnet"] is ResNetEncoderDecoder
+    shipped = {"resnet", "segnet", "unet", "autoencoder", "super_resolution", "text_to_image"}
+    assert NETWORKS.keys() >= shipped and NETWORKS["resnet"] is ResNetEncoderDecoder
 
 
 def test_a_network_of_ones_own_can_be_registered(monkeypatch):

@@ -526,7 +526,7 @@ def test_two_processes_that_are_resumed_train_the_same_network_as_one(tmp_path, 
     assert done.returncode == 0, done.stderr
     reports = [json.loads((tmp_path / f"report{i}.json").read_text()) for i in range(2)]
     assert [r["processes"] for r in reports] == [2, 2]
-    assert "batch_size 5 cannot be shared equally by 2 processes" in reports[0]["message"]
+    assert "batch_size 5 is no multiple of the 2 processes" in reports[0]["message"]
     assert reports[0]["loss"] == reports[1]["loss"]  # the mean over both
 
     *_, record = train(TrainConfig(**options), pictures(), tmp_path / "one")

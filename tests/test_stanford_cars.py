@@ -390,7 +390,7 @@ def bad_annotations():
 @pytest.mark.parametrize("damage", [pytest.param(f, id=n) for n, f in bad_annotations()])
 def test_a_wrong_annotation_file_is_an_error(tmp_path, damage):
     damage(annotations(make(tmp_path)))
-    with pytest.raises(ValueError, match="cars_train_annos.mat is not a Stanford Cars annotation"):
+    with pytest.raises(ValueError, match="cars_train_annos.mat is no Stanford Cars annotation"):
         load(tmp_path, size=16)
 
 

@@ -118,7 +118,7 @@ def test_a_picture_is_enlarged_alike_in_whatever_batch():
     assert (rounded.int() - together.int()).abs().float().mean() < 2
 
 
-def test_what_cannot_be_enlarged_is_said(tmp_path):
+def test_what_cannot_be_enlarged_is_said(tmp_path, tiny_weights):
     plain = Denoiser(build(**NET), SCHEDULE, "sample")
     with pytest.raises(ValueError, match="cannot enlarge"):
         Pipeline(plain, {}).enlarge(torch.zeros(1, 3, 8, 8), [0])
@@ -126,15 +126,8 @@ def test_what_cannot_be_enlarged_is_said(tmp_path):
         Pipeline(Denoiser(new(), SCHEDULE, "sample"), {}).enlarge(torch.zeros(1, 3, 8, 8), [0], noise_level=500)
     with pytest.raises(ValueError, match="scale must be at least 2"):
         new(scale=1)
-    about = {
-        "network": {"name": "super_resolution", "net": NET},
-        "prediction_type": "sample",
-        "schedule": "cosine",
-        "num_train_timesteps": 1000,
-        "zero_terminal_snr": False,
-    }
-    pretrained.save(tmp_path / "up.safetensors", Denoiser(new(), SCHEDULE, "sample"), about)
-    assert pretrained.load(tmp_path / "up.safetensors").net.scale == 2
+    path = tiny_weights(tmp_path / "up.safetensors", network={"name": "super_resolution", "net": NET})
+    assert pretrained.load(path).net.scale == 2
 
 
 def test_the_noise_on_the_small_picture_is_not_that_of_the_large_one(monkeypatch):
@@ -152,5 +145,5 @@ def test_the_noise_on_the_small_picture_is_not_that_of_the_large_one(monkeypatch
 
 def test_levels_of_noise_lie_within_the_timesteps():
     config = TrainConfig({"name": "super_resolution", "net": NET}, num_train_timesteps=200, steps=1)
-    with pytest.raises(ValueError, match="max_noise 500 lies beyond the 200 timesteps"):
+    with pytest.raises(ValueError, match="max_noise 500 is beyond the 200 timesteps"):
         next(train(config, toy_cars.load(2, 16).images))

@@ -4,7 +4,6 @@ A command is a function; its flags are its arguments, with help, types and choic
 documented: the function's docstring, or the comments beside the fields of a dataclass.
 """
 
-import argparse
 import io
 import json
 import re
@@ -59,6 +58,9 @@ def parse(arguments: list[str]) -> Callable[[], None]:
     """The command that a command line asks for, with its arguments, ready to be called."""
     name, *rest = arguments = arguments or ["--help"]
     cli = partial(tyro.cli, args=rest, prog=f"{PROGRAM} {name}", config=(tyro.conf.OmitArgPrefixes,), registry=TYPES)
+    if name not in COMMANDS and not name.startswith("-"):
+        print(f"error: unknown command {name!r}: choose one of {', '.join(COMMANDS)}", file=sys.stderr)
+        sys.exit(2)
     with _one_sentence():
         if name == "train":
             return partial(train, cli(Run, default=_default_run(rest), description=getdoc(train)))
@@ -79,12 +81,10 @@ def _postponed(command: Callable) -> Callable:
 
 def _default_run(arguments: list[str]) -> Run:
     """What `train` starts from where nothing is said: to resume, the run that --out holds."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--resume", action="store_true")
-    known, _ = parser.parse_known_args(arguments)
-    if known.resume and known.out and (known.out / "run.json").is_file():
-        return stored_run(known.out)
+    words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    out = next((Path(value) for flag, value in zip(words, words[1:]) if flag == "--out"), None)
+    if "--resume" in words and out and (out / "run.json").is_file():
+        return stored_run(out)
     return Run(out=tyro.MISSING, config=OPEN)
 
 
@@ -101,8 +101,9 @@ def _one_sentence() -> Iterator[None]:
             lines = [line.strip("│| ") for line in box.getvalue().splitlines()[1:]]
             parts = re.split(" ?(?:─|-){3,} ", " ".join(line for line in lines if line and line[0] not in "╰+"))
             said = " ".join(part for part in parts if not part.startswith(("For full helptext", "Argument helptext")))
-            said = re.sub(r"^ *Error parsing [\w.-]*(config|drawing|dummy-inner__): | Got errors:.*", "", said)
+            said = re.sub(r"^ *Error parsing [\w.-]*(config|drawing|dummy-inner__|Run): | Got errors:.*", "", said)
             unfit = r"Error parsing (\S+): no type .*?([A-Z][A-Z ]*)}? could be .* from \[(.*)\]\."
             said = re.sub(unfit, r"\1 takes \2, not \3", said)
+            said = re.sub(r"Error parsing (\S+): invalid literal for int.*: ", r"\1 takes INT, not ", said)
             print(f"error: {said.strip().replace('{None}|', '')} (--help lists what there is)", file=sys.stderr)
         raise

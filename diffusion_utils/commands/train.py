@@ -39,6 +39,8 @@ def train(run: Run) -> None:
     run, config, bar, record = job.run, job.run.config, None, None
     is_main = Accelerator().is_main_process  # of several, one writes and talks
     begun = run.resume and (run.out / "checkpoint.pt").exists()
+    if run.resume and not begun and is_main:
+        print(f"{run.out} holds no checkpoint yet: starting the run there")
     start = pretrained.load(run.start).net if run.start and not begun else None
     for record in training.train(config, job.images, run.out, run.resume, job.cond, start):
         if not is_main:
@@ -100,7 +102,7 @@ class Job:
         is copied there, so that the folder is complete."""
         if self.source != self.run.autoencoder:
             pretrained.copy(self.source, self.run.autoencoder)
-        write_json(self.run.file, self.run.to_json() | {"before": self.before})
+        write_json(self.run.out / "run.json", self.run.to_json() | {"before": self.before})
 
     def save(self, record: StepRecord, path: Path) -> None:
         """Write the averaged weights, with their model card."""
@@ -154,8 +156,13 @@ def prepare(run: Run) -> Job:
     Raises:
         ValueError: options that do not go together, or that a resumed run cannot change.
     """
-    resumed = run.resume and run.file.is_file()
-    run, before, has = (_resumed if resumed else _started if run.start else _begun)(run)
+    resumed = run.resume and (run.out / "run.json").is_file()
+    if resumed:
+        run, before, has = _resumed(run)
+    elif run.start:
+        run, before, has = _started(run)
+    else:
+        run, before, has = _begun(run)
     if run.autoencoder and not run.config.flip and not resumed:
         raise ValueError("latents are made of the mirrored pictures, too: leave --no-flip out")
     pictures = sets.load(run.data, run.size, run.condition)

@@ -189,7 +189,7 @@ def read_annotations(root: str | Path, split: str = "train") -> tuple[list, list
         ]
     except Exception as error:  # scipy raises a dozen kinds for a damaged or foreign file
         raise ValueError(
-            f"{annotations} is not a Stanford Cars annotation file ({type(error).__name__}: {error})"
+            f"{annotations} is no Stanford Cars annotation file ({type(error).__name__}: {error})"
         ) from error
     return sources, classes
 

@@ -152,7 +152,5 @@ def _matrices(real: Tensor, generated: Tensor, least: int) -> tuple[Tensor, Tens
     if real.ndim != 2 or generated.ndim != 2 or real.shape[1] != generated.shape[1]:
         raise ValueError(f"expected (N, D) and (M, D), not {tuple(real.shape)} and {tuple(generated.shape)}")
     if min(len(real), len(generated)) < least:
-        raise ValueError(
-            f"too few pictures: {len(real)} real, {len(generated)} generated, at least {least} of each needed"
-        )
+        raise ValueError(f"too few pictures: {len(real)} real, {len(generated)} generated, of at least {least} each")
     return real.double(), generated.double()

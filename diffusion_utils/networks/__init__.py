@@ -2,7 +2,8 @@
 
     net(x_t, t, cond=None)      # x_t (N, C, H, W), t int64 (N,), cond None or (N, *net.cond_shape)
 
-which answers (N, C, H, W).  `net.cond_shape` is the shape of one picture's condition, or None.
+which answers (N, C, H, W).  `net.cond_shape` is the shape of one picture's condition; None where it takes
+none, or (super-resolution) makes it of the pictures themselves.
 """
 
 from diffusion_utils.networks.autoencoder import Autoencoder

@@ -187,9 +187,7 @@ def without(net: nn.Module, layers: Sequence[str]) -> nn.Module:
     optional = {name: layer for name, layer in net.named_modules() if isinstance(layer, ResBlock | SelfAttention)}
     for name in layers:
         if name not in optional:
-            raise ValueError(
-                f"the network cannot do without {name!r}: choose out of {', '.join(optional) or 'nothing'}"
-            )
+            raise ValueError(f"the network cannot do without {name!r}: choose from {', '.join(optional) or 'nothing'}")
         optional[name].skipped = True
     return net
 

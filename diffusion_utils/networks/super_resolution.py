@@ -52,7 +52,7 @@ class SuperResolution(nn.Module):
 
 
 def shrink(images: Tensor, scale: int = 2) -> Tensor:
-    """Float pictures (N, C, H, W) to (N, C, H/scale, W/scale), averaging over what is lost."""
+    """Float pictures (N, C, H, W) to (N, C, H/scale, W/scale), bicubic, antialiased: a little outside [-1, 1]."""
     return F.interpolate(images, scale_factor=1 / scale, mode="bicubic", antialias=True)
 
 

@@ -50,7 +50,7 @@ class Batches:
         self.super_resolution = net if isinstance(net, SuperResolution) else None
         if self.super_resolution and net.max_noise > config.num_train_timesteps:
             raise ValueError(
-                f"max_noise {net.max_noise} lies beyond the {config.num_train_timesteps} timesteps: lower it"
+                f"max_noise {net.max_noise} is beyond the {config.num_train_timesteps} timesteps: lower it"
             )
         autoencoder = config.objective == "autoencoder"
         self.noise_shape = net.latent_shape(*images.shape[2:]) if autoencoder else images.shape[1:]

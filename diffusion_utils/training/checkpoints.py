@@ -111,8 +111,11 @@ class TrainState:
                 f"{path.parent} was trained with other settings ({', '.join(changed)}): resume it "
                 "with its own, or choose another folder"
             )
-        for name in ("net", "ema", "optimizer"):
-            getattr(self, name).load_state_dict(contents[name])
+        try:
+            for name in ("net", "ema", "optimizer"):
+                getattr(self, name).load_state_dict(contents[name])
+        except (RuntimeError, KeyError, ValueError):  # as each of them says that something does not fit
+            raise ValueError(f"{path} holds another network than its settings say: was the code changed?") from None
         self.step, self.seconds = contents["step"], contents["seconds"]
         torch.set_rng_state(contents["rng"].cpu())
         if contents["cuda_rng"] and torch.cuda.is_available():

@@ -74,6 +74,10 @@ class TrainConfig:
                 raise ValueError(f"{option.name} must be one of {', '.join(get_args(option.type))}, not {value!r}")
             if option.name in _POSITIVE and value is not None and not value > 0:
                 raise ValueError(f"{option.name} must be greater than 0, not {value}")
+        if isinstance(self.network, dict) and "name" not in self.network:
+            raise ValueError(f"network needs a name, such as {{'name': 'resnet'}}, not {self.network}")
+        if self.warmup_steps < 0 or self.weight_decay < 0:
+            raise ValueError("warmup_steps and weight_decay must be at least 0")
         for name in ("cond_dropout", "decay_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], not {getattr(self, name)}")
@@ -84,12 +88,10 @@ class TrainConfig:
         if self.snr_floor and self.min_snr_gamma is None:
             raise ValueError("snr_floor is the least of the Min-SNR weights: give min_snr_gamma, too, such as 5")
         if self.min_snr_gamma is not None and not 0 <= self.snr_floor <= self.min_snr_gamma:
-            raise ValueError(
-                f"snr_floor must lie between 0 and min_snr_gamma {self.min_snr_gamma}, not {self.snr_floor}"
-            )
+            raise ValueError(f"snr_floor must lie in [0, min_snr_gamma = {self.min_snr_gamma}], not {self.snr_floor}")
         if self.snr_floor and self.prediction_type == "epsilon":
             raise ValueError(
-                "snr_floor would weigh an error in ε by floor/SNR, without limit: ask for sample or v_prediction"
+                "snr_floor would weigh an error in ε by floor/SNR, without limit: use sample or v_prediction"
             )
         if self.objective == "consistency" and self.min_snr_gamma is not None:
             raise ValueError("objective 'consistency' weighs its loss in its own way: leave min_snr_gamma out")
@@ -121,7 +123,8 @@ class TrainConfig:
         return self.learning_rate * warmup * decay
 
 
-_POSITIVE = {*BUDGET, "sigma_data", "min_snr_gamma", "batch_size", "learning_rate", "log_every", "checkpoint_every"}
+_POSITIVE = {*BUDGET, "sigma_data", "min_snr_gamma", "batch_size", "learning_rate", "clip_grad_norm"}
+_POSITIVE |= {"num_train_timesteps", "log_every", "checkpoint_every"}
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,7 @@ class Run:
 
     out: Path  # Folder of the run.
     data: str = "toy_cars"  # What to learn from: toy_cars, stanford_cars, or a folder of pictures.
-    resume: bool = False  # Go on from the checkpoint in --out, with its settings; only the budget may be another.
+    resume: bool = False  # Go on from the checkpoint in --out, with its settings; the budget may be another.
     size: int | None = None  # Pixels per side; default: 64, toy cars 32.
     # What the network is conditioned on: each picture's body type, a caption in words (text to image), or the
     # picture itself at half the size (super-resolution).
@@ -151,15 +154,10 @@ class Run:
             raise ValueError("sample_every and snapshot_images must be at least 0")
         if self.config.objective == "autoencoder" and (self.condition or self.autoencoder):
             raise ValueError(
-                "an autoencoder takes no condition and needs no other one: leave --condition and --autoencoder out"
+                "an autoencoder takes no condition and no other one: leave --condition and --autoencoder out"
             )
         if self.autoencoder and self.condition == "low_resolution":
             raise ValueError("super-resolution works on pixels here: leave --autoencoder out")
-
-    @property
-    def file(self) -> Path:
-        """Where a run says what it is."""
-        return self.out / "run.json"
 
     def to_json(self) -> dict:
         """The run without its place, so that the folder can be moved."""

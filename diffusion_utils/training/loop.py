@@ -116,18 +116,19 @@ def train(
     net, optimizer = accelerator.prepare(state.net, state.optimizer)
     schedule = config.make_schedule()
     objective = make_objective(config, Denoiser(net, schedule, config.prediction_type, config.sigma_data))
-    average = Denoiser(state.ema.module, schedule, config.prediction_type, config.sigma_data)
+    ema_denoiser = Denoiser(state.ema.module, schedule, config.prediction_type, config.sigma_data)
 
     started = time.perf_counter() - state.seconds
-    meter = _Meter(config, state, average, accelerator)
+    meter = _Meter(config, state, ema_denoiser, accelerator)
     progress, stop = config.progress(state.step, state.seconds), False
     if progress >= 1:  # a finished run, resumed: hand out what it learnt, for a caller that died then
         loss = next((r["loss"] for r in reversed(read_log(run_dir / "log.jsonl"))), math.nan)
-        yield StepRecord(state.step, state.step * config.batch_size, loss, 0.0, 0.0, state.seconds, 0.0, average)
+        yield StepRecord(state.step, state.step * config.batch_size, loss, 0.0, 0.0, state.seconds, 0.0, ema_denoiser)
     with stop_on_signal() as stop_asked:
         while progress < 1 and not stop:
+            learning_rate = config.learning_rate_at(state.step, progress)
             for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate_at(state.step, progress)
+                group["lr"] = learning_rate
             loss = objective(batches[state.step], progress)
             accelerator.backward(loss)
             grad_norm = accelerator.clip_grad_norm_(net.parameters(), config.clip_grad_norm)
@@ -145,7 +146,7 @@ def train(
             if log_due or save_due:
                 mean_loss = meter.mean_loss()  # before saving: a good checkpoint stays good
             if log_due:
-                record = meter.record(mean_loss, float(grad_norm), progress, stopped=progress < 1 and stop)
+                record = meter.record(mean_loss, learning_rate, float(grad_norm), stopped=progress < 1 and stop)
                 if log:
                     log.write(record.to_json())
             if save_due and checkpoint and is_main:
@@ -194,9 +195,7 @@ def begin_with(net: nn.Module, start: nn.Module) -> None:
     new = [name for name in own if name not in weights]
     fits = weights.keys() <= own.keys() and all(own[name].shape == value.shape for name, value in weights.items())
     if not fits or any(whole or not (".cross." in name or name == "embed.cond.weight") for name in new):
-        raise ValueError(
-            "the network to start with is of another form than the one to be trained: give it the same options"
-        )
+        raise ValueError("the network to start with has another form than the one to be trained: give it its options")
     into.load_state_dict({**own, **weights})
 
 
@@ -213,8 +212,8 @@ def bf16_is_native(device: torch.device) -> bool:
 class _Meter:
     """What was measured since the last record."""
 
-    def __init__(self, config: TrainConfig, state: TrainState, average: Denoiser, accelerator: Accelerator):
-        self.config, self.state, self.average, self.accelerator = config, state, average, accelerator
+    def __init__(self, config: TrainConfig, state: TrainState, denoiser: Denoiser, accelerator: Accelerator):
+        self.config, self.state, self.denoiser, self.accelerator = config, state, denoiser, accelerator
         self.losses, self.step, self.seconds = [], state.step, state.seconds
 
     def mean_loss(self) -> float:
@@ -226,13 +225,13 @@ class _Meter:
             )
         return loss
 
-    def record(self, loss: float, grad_norm: float, progress: float, stopped: bool) -> StepRecord:
+    def record(self, loss: float, learning_rate: float, grad_norm: float, stopped: bool) -> StepRecord:
         """The next record, after which the measuring begins anew."""
         step, seconds, batch_size = self.state.step, self.state.seconds, self.config.batch_size
-        rate = (step - self.step) * batch_size / max(1e-9, seconds - self.seconds)
-        learning_rate = self.config.learning_rate_at(step - 1, progress)
+        images, since = step * batch_size, (step - self.step) * batch_size
+        rate = since / max(1e-9, seconds - self.seconds)
         self.losses, self.step, self.seconds = [], step, seconds
-        return StepRecord(step, step * batch_size, loss, learning_rate, grad_norm, seconds, rate, self.average, stopped)
+        return StepRecord(step, images, loss, learning_rate, grad_norm, seconds, rate, self.denoiser, stopped)
 
 
 def _check_images(images: Tensor) -> None:
@@ -270,9 +269,7 @@ def _accelerator(config: TrainConfig) -> Accelerator:
     AcceleratorState._reset_state()
     accelerator = Accelerator(mixed_precision=precision, dynamo_backend="inductor" if use_compile else "no")
     if config.batch_size % accelerator.num_processes:
-        raise ValueError(
-            f"batch_size {config.batch_size} cannot be shared equally by {accelerator.num_processes} processes"
-        )
+        raise ValueError(f"batch_size {config.batch_size} is no multiple of the {accelerator.num_processes} processes")
     return accelerator
 
 
