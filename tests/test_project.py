@@ -7,6 +7,9 @@ import tomllib
 from pathlib import Path
 
 import diffusion_utils
+from diffusion_utils.data import toy_cars
+from diffusion_utils.networks import registry
+from diffusion_utils.training import TrainConfig, train
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -47,3 +50,12 @@ def test_every_layer_of_the_package_stands_in_contributing_in_the_same_order():
 def test_no_module_takes_an_import_into_a_function_to_hide_it_from_the_layers():
     for path in (ROOT / "diffusion_utils").rglob("*.py"):
         assert not re.findall(r"^ +(?:from|import) diffusion_utils", path.read_text(encoding="utf-8"), re.M), path
+
+
+def test_the_network_that_contributing_shows_works_as_it_stands(monkeypatch):
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    monkeypatch.setattr(registry, "NETWORKS", dict(registry.NETWORKS))
+    exec(re.search(r"```python\n(.*?)```", text, re.S)[1], {})  # our own page's code
+    config = TrainConfig({"name": "mine"}, steps=60, batch_size=16, learning_rate=4e-3, warmup_steps=5, log_every=20)
+    losses = [record.loss for record in train(config, toy_cars.load(32, 16).images)]
+    assert losses[-1] < 0.9 * losses[0]
