@@ -48,14 +48,17 @@ def figures(names: tyro.conf.Positional[tuple[str, ...]] = (), out: Path = Path(
 
 
 def figure(file: str) -> Callable[[Callable], Callable[..., Path]]:
-    """Decorator: a function that makes a matplotlib figure or an array of pixels becomes one that writes it into a
-    folder, under this name, and returns its path."""
+    """Decorator: a function that makes a matplotlib figure, an array of pixels or, for a moving picture, a list of
+    such becomes one that writes it into a folder, under this name, and returns its path."""
 
     def add(make: Callable) -> Callable[..., Path]:
         @wraps(make)
         def write(out: Path, *args, **options) -> Path:
             made, path = make(*args, **options), out / file
-            save_figure(made, path) if isinstance(made, Figure) else save_picture(made, path)
+            if isinstance(made, list):
+                save_animation(made, path)
+            else:
+                save_figure(made, path) if isinstance(made, Figure) else save_picture(made, path)
             return path
 
         FIGURES[make.__name__] = write
@@ -89,6 +92,13 @@ def save_figure(drawn: Figure, path: Path) -> None:
     how = {"format": path.suffix[1:], "metadata": metadata, "facecolor": "white", "transparent": False}
     with rc_context({"svg.hashsalt": path.stem, "svg.fonttype": "path"}):
         write_atomically(path, lambda temporary: drawn.savefig(temporary, **how))
+
+
+def save_animation(frames: list[np.ndarray], path: Path) -> None:
+    """Frames as a WebP that moves, seven a second, and rests on the last one for three seconds."""
+    first, *rest = (Image.fromarray(frame) for frame in frames)
+    how = {"duration": [140] * len(rest) + [3000], "loop": 0, "quality": 40, "method": 6}
+    write_atomically(path, lambda file: first.save(file, format="WEBP", save_all=True, append_images=rest, **how))
 
 
 @figure("stanford_cars_examples.png")
@@ -132,6 +142,13 @@ def crops():
 def samples():
     """The README's grid: 8×8 cars from noise, seeds 0 … 63, none left out."""
     return picture_grid(pipeline.load(HEADLINE)(seeds=range(64)), scale=1.5)
+
+
+@figure("noise_to_cars.webp")
+def moving():
+    """Eight cars coming out of noise, seeds 0 … 7: what the sampler has at each of its steps."""
+    steps = pipeline.load(HEADLINE).trajectory(range(8))
+    return [picture_grid(step.x_t, columns=4, scale=1.5) for step in steps]
 
 
 @figure("toy_cars_samples.png")

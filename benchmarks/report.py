@@ -1,0 +1,317 @@
+"""Write every table of RESULTS.md and of the README anew, from results/*.json and the model cards.
+
+    python benchmarks/report.py
+
+A table stands between the lines `<!-- table: NAME -->` and `<!-- end -->`; what is around them is left alone.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from diffusion_utils import pretrained
+from diffusion_utils.evaluation import linear_bottleneck_error
+from diffusion_utils.files import write_text
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+PAGES = ("README.md", "RESULTS.md")
+RANK = 2048  # of the linear bottleneck: numbers that pass it
+HEADLINE = "stanford-cars-1m"
+KINDS = {"epsilon": "ε", "v_prediction": "v", "edm": "EDM's F", "sample": "the picture x₀"}
+SKIPS = {
+    "none": "none",
+    "indices": "where the maxima were (SegNet's indices)",
+    "add": "features, added",
+    "concat": "features, concatenated",
+}
+SPACES = {"pixels": "pixels, 64×64×3", "latents-4": "latents, 16×16×4", "latents-8": "latents, 8×8×8"}
+PLAIN = {"sampler": "dpm_solver_pp", "steps": 20, "guidance_scale": 1, "time_shift": 0}
+PLAIN |= dict.fromkeys(("guide", "skip_layers", "interval", "condition"))
+SHIFT = {"time_shift": 30}
+SKIPPING = {"time_shift": 30, "guidance_scale": 3, "skip_layers": ["encoder.7"]}
+EARLIER = "headline/snapshots/weights_000250000.safetensors"
+WAYS = {
+    "DPM-Solver++, 20 steps": {},
+    "the same, time shift 30": SHIFT,
+    "time shift 30, classifier-free guidance, w = 2": SHIFT | {"guidance_scale": 2},
+    "time shift 30, classifier-free guidance, w = 4": SHIFT | {"guidance_scale": 4},
+    "time shift 30, autoguidance, w = 3, for t ≥ 400": SHIFT
+    | {"guidance_scale": 3, "guide": EARLIER, "interval": [400, 999]},
+    "time shift 30, skip-layer guidance, w = 2": SKIPPING | {"guidance_scale": 2},
+    "time shift 30, skip-layer guidance, w = 3": SKIPPING,
+}
+# Of results/drawing_speed.json: the name in the table, and, where quality was measured, the way of drawing.
+FAST = {
+    "as advised": ("as advised", SKIPPING),
+    "bf16": ("the same in bfloat16", None),
+    "compiled": ("the same, compiled", None),
+    "not guided": ("not guided, time shift 30", SHIFT),
+    "10 steps": ("guided, 10 steps", SKIPPING | {"steps": 10}),
+    "5 steps": ("guided, 5 steps", SKIPPING | {"steps": 5}),
+}
+TABLES: dict[str, Callable[[], str]] = {}
+
+
+def main() -> None:
+    for page in PAGES:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        write_text(ROOT / page, filled(text))
+        print(f"{page}: {len(re.findall('<!-- table: ', text))} tables")
+
+
+def filled(text: str) -> str:
+    """A page with its tables as they are measured.
+
+    Raises:
+        ValueError: it asks for a table that does not exist.
+    """
+
+    def fill(found: re.Match) -> str:
+        name = found[1]
+        if name not in TABLES:
+            raise ValueError(f"no table named {name!r}: choose one of {', '.join(TABLES)}")
+        return f"<!-- table: {name} -->\n{TABLES[name]()}\n<!-- end -->"
+
+    return re.sub(r"<!-- table: (\w+) -->\n.*?<!-- end -->", fill, text, flags=re.DOTALL)
+
+
+def table(make: Callable[[], Iterable[Iterable]]) -> Callable:
+    """Decorator: a function that yields a head (names; those that end in ":" stand over numbers) and rows of text
+    becomes a table in Markdown, known by the function's name."""
+
+    def text() -> str:
+        head, *rows = ([str(cell) for cell in row] for row in make())
+        under = ["---:" if name.endswith(":") else "---" for name in head]
+        head = [name.removesuffix(":") for name in head]
+        return "\n".join(f"| {' | '.join(row)} |" for row in (head, under, *rows))
+
+    TABLES[make.__name__] = text
+    return make
+
+
+def read(name: str) -> list | dict:
+    """Measurements, by their name in results/."""
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def thousand(scores: dict, digits: int = 0) -> str:
+    """KID × 1000; with a digit more where it is less than 1."""
+    kid = 1000 * scores["kid"]
+    return f"{kid:.{max(digits, int(abs(kid) < 1))}f}".replace("-", "−")
+
+
+def curve(images_seen: int, **how) -> dict:
+    """The measurement of one snapshot of the headline network, drawn in one way."""
+    asked = {"images_seen": images_seen, "count": 748, **PLAIN, **how}
+    rows = [row for run in ("headline", "headline2") for row in read(f"curve-{run}")]
+    (found,) = [row for row in rows if all(row[name] == value for name, value in asked.items())]
+    return found
+
+
+def quality(scores: dict) -> list[str]:
+    copies = f"{scores['copies_in_pixels']:g}, {scores['copies_in_features']:g}"
+    return [thousand(scores), f"{scores['precision']:.3f}", f"{scores['recall']:.3f}", copies]
+
+
+def rungs(row: str) -> str:
+    """Mean KID × 1000 of a row of the ladder over its seeds."""
+    found = [json.loads(path.read_bytes()) for path in sorted((RESULTS / "ladder").glob(f"{row}-seed*.json"))]
+    return f"{sum(1000 * rung['generated']['kid'] for rung in found) / len(found):.0f}"
+
+
+def linear(ratio: float, kind: str) -> str:
+    spectrum = load_file(RESULTS / "stanford_cars_spectrum.safetensors")["eigenvalues"]
+    error = linear_bottleneck_error(spectrum, ratio, RANK, kind)
+    return f"{error:.0f}" if error > 100 else f"{error:.3f}"
+
+
+@table
+def finding():
+    yield "asked for", *(f"linear, σ/α = {ratio}:" for ratio in (0.2, 1, 10)), "KID × 1000:", "with skips:"
+    for kind in ("epsilon", "v_prediction", "sample"):
+        errors = (linear(ratio, kind) for ratio in (0.2, 1, 10))
+        yield KINDS[kind], *errors, rungs(f"none-{kind}"), rungs(f"add-{kind}")
+
+
+@table
+def bottleneck():
+    yield "noise-to-signal σ/α", *(f"asked for {KINDS[kind]}" for kind in ("epsilon", "v_prediction", "sample"))
+    for ratio in (0.2, 1, 10):
+        yield ratio, *(linear(ratio, kind) for kind in ("epsilon", "v_prediction", "sample"))
+
+
+@table
+def skips():
+    yield "way around the bottleneck", *(f"asked for {kind}" for kind in KINDS.values())
+    for skip, name in SKIPS.items():
+        yield name, *(rungs(f"{skip}-{kind}") for kind in KINDS)
+
+
+def shipped() -> dict[str, dict]:
+    """The cards of all weights but the ladder's."""
+    return {name: pretrained.card(name) for name in pretrained.names() if not name.startswith("cars32-")}
+
+
+@table
+def weights():
+    yield "weights", "parameters", "file", "picture", "seen in training", "trained for", "machine, date"
+    for name, card in shipped().items():
+        size = (pretrained.FOLDER / f"{name}.safetensors").stat().st_size / 1e6
+        made = f"{card['seconds'] / 60:.0f} min", f"{card['machine']}, {card['date']}"
+        picture = f"{card['size']}×{card['size']}"
+        yield f"`{name}`", f"{card['parameters']:,}", f"{size:.1f} MB", picture, f"{card['images_seen']:,}", *made
+
+
+def recipes() -> str:
+    """How the weights were trained, by the recipe on each card: a block of code, not a table."""
+    lines = []
+    for name, card in shipped().items():
+        if recipe := card.get("recipe"):
+            lines += ["", f"# {name}", *recipe]
+    return "\n".join(["```bash", *lines[1:], "```"])
+
+
+TABLES["recipes"] = recipes
+
+
+@table
+def errors():
+    times = (99, 299, 499, 699, 899)
+    yield "weights", *(f"t = {t}:" for t in times)
+    for name, card in shipped().items():
+        if found := card.get("held_out_error_of_x0_as_share_of_variance"):
+            yield f"`{name}`", *(f"{found[f't={t}']:.3f}" for t in times)
+
+
+@table
+def autoencoders():
+    yield "weights", "latent", "PSNR:", "SSIM:", "KID × 1000:"
+    for name, row in read("latent")["autoencoders"].items():
+        channels, height, width = row["latent"]
+        kept = f"{row['psnr']:.1f} dB", f"{row['ssim']:.3f}", thousand(row["generated"], 1)
+        yield f"`{name}`", f"{height}×{width}×{channels}", *kept
+
+
+@table
+def ways():
+    yield "way of drawing", "KID × 1000:", "precision:", "recall:", "copies, by pixels and by features:"
+    images_seen = pretrained.card(HEADLINE)["images_seen"]
+    for name, how in WAYS.items():
+        yield name, *quality(curve(images_seen, **how)["generated"])
+    yield "real photographs", *quality(curve(images_seen)["floor"])
+
+
+@table
+def training():
+    head = "KID × 1000, shift alone:", "guided:", "precision:", "recall:", "copies, by pixels and by features:"
+    yield "pictures seen:", "trained for:", *head
+    rows = [row for run in ("headline", "headline2") for row in read(f"curve-{run}")]
+    guided = (row for row in rows if (row["skip_layers"], row["steps"]) == (["encoder.7"], 20))
+    for images in sorted({row["images_seen"] for row in guided}):
+        row, shift = curve(images, **SKIPPING), curve(images, **SHIFT)
+        minutes = f"{row['seconds_of_training'] / 60:.0f} min"
+        yield f"{images:,}", minutes, thousand(shift["generated"]), *quality(row["generated"])
+
+
+@table
+def prompts():
+    names, rows = ("vivid colour", "colour", "body", "all"), read("prompts-stanford-cars-text")
+    yield "way of drawing", "vivid colours:", "colours:", "body type:", "both:", "KID × 1000:"
+    yield "the photographs themselves", *(f"{rows[0]['real'][name]:.2f}" for name in names), ""
+    for row in rows:
+        yield row["way"], *(f"{row[name]:.2f}" for name in names), thousand(row["generated"])
+
+
+@table
+def toy_prompts():
+    parts = "colour:", "body:", "all four attributes:"
+    yield "seen:", *parts, "held-out: colour:", *parts[1:]
+    for row in read("prompts-toy-cars-text"):
+        yield row["way"], *(f"{row[p][name]:.3f}" for p in ("seen", "held_out") for name in ("colour", "body", "all"))
+
+
+@table
+def latent_costs():
+    macs = "million MACs a step:", "decoder, once:"
+    yield "", "pictures seen:", "minutes:", "of them autoencoder:", *macs, "16 cars, 2 threads:", "ratio:"
+    rows, speed = read("latent")["networks"], read("latent-speed")["networks"]
+    for name, space in SPACES.items():
+        row = next(row for row in rows if row["weights"] == name)
+        before, decoder = row.get("autoencoders_seconds", 0), row.get("decoders_macs", 0)
+        minutes = f"{(row['seconds_of_training'] + before) / 60:.0f}", f"{before / 60:.0f}"
+        macs = f"{row['macs'] / 1e6:.0f}", f"{decoder / 1e6:.0f}"
+        drawn = f"{speed[name]['seconds']:.2f} s", f"{speed[name]['ratio']:.2f}"
+        yield space, f"{row['images_seen']:,}", *minutes, *macs, *drawn
+
+
+@table
+def latents():
+    names = {"pixels": "pixels", "latents-4": "16×16×4", "latents-8": "8×8×8"}
+    yield "", "KID × 1000:", "precision:", "recall:", "vivid colours:", "body type:"
+    rows = read("latent")["networks"]
+    for name in (*names, "stanford-cars-latent"):
+        for row in (row for row in rows if row["weights"] == name):
+            shares = f"{row['vivid colour']:.2f}", f"{row['body']:.2f}"
+            yield f"{names.get(name, f'`{name}`')}, {row['way']}", *quality(row["generated"])[:3], *shares
+
+
+@table
+def speed():
+    yield "", "steps:", "16 cars, 2 threads:", "ratio:", "KID × 1000:", "recall:"
+    images_seen, students = pretrained.card(HEADLINE)["images_seen"], read("curve-student")
+    for way, took in read("drawing_speed")["ways"].items():
+        name, scores = f"{way}, {took['parameters'] / 1e6:.0f} M", None
+        if way in FAST:
+            name, how = FAST[way]
+            scores = how and curve(images_seen, **how)["generated"]
+        elif way.startswith("student"):
+            name = f"few-step student, {took['steps']} step{'s' * (took['steps'] > 1)}"
+            (row,) = [row for row in students if (row["steps"], row["guidance_scale"]) == (took["steps"], 1)]
+            scores = row["generated"]
+        drawn = f"{took['seconds']:.2f} s", f"{took['ratio']:.2f}"
+        yield name, took["steps"], *drawn, *((thousand(scores), f"{scores['recall']:.3f}") if scores else ("", ""))
+
+
+@table
+def peers():
+    yield "", "parameters:", "MACs:", "images/s:", "images seen:", "16 cars:", "memory:", "KID × 1000:"
+    for row in read("peers-32-cpu"):
+        if row["minutes"]:  # others are weights of the package, trained for longer
+            size = f"{row['parameters'] / 1e6:.1f} M", f"{row['macs'] / 1e6:,.0f} M"
+            pace = f"{row['images_per_second']:.0f}", f"{row['images_seen']:,}", f"{row['seconds_to_draw_16']:.1f} s"
+            kid = f"{thousand(row['generated'])} ± {1000 * row['generated']['kid_std']:.0f}"
+            yield row["peer"], *size, *pace, f"{row['peak_memory_mib']:,} MiB", kid
+
+
+@table
+def ladder_weights():
+    times = (99, 499, 899)
+    head = "parameters:", "million MACs:", "KID × 1000:", *(f"t = {t}:" for t in times)
+    yield "weights", *head, "trained for:", "machine, date"
+    for name in (name for name in pretrained.names() if name.startswith("cars32-")):
+        card = pretrained.card(name)
+        found = card["held_out_error_of_x0_as_share_of_variance"]
+        size = f"{card['parameters']:,}", f"{card['macs'] / 1e6:.1f}", thousand(card["generated"])
+        made = f"{card['seconds'] / 60:.0f} min", f"{card['machine']}, {card['date']}"
+        yield f"`{name}`", *size, *(f"{found[f't={t}']:.3f}" for t in times), *made
+
+
+@table
+def throughput():
+    yield "network", "parameters:", "float32, images/s:", "of its products' rate:", "bfloat16, images/s:", "of theirs:"
+    for name, row in read("throughput")["networks"].items():
+        both = (row[precision]["training"] for precision in ("no", "bf16") if precision in row)
+        rates = [cell for one in both for cell in (f"{one['images_per_second']:.0f}", f"{one['share']:.0%}")]
+        yield f"`{name}`", f"{row['parameters']:,}", *rates
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
