@@ -24,7 +24,7 @@ from diffusion_utils.data import to_float, toy_cars
 from diffusion_utils.plotting import picture_grid
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "docs"))
+sys.path.insert(0, str(ROOT / "site"))
 import book
 
 FIRST = "01_forward_noising"
@@ -229,7 +229,7 @@ def small(root, chosen):
     (root / "pyproject.toml").write_text('[project]\n[project.urls]\nRepository = "https://git.example/a/b/"\n')
     (root / "README.md").write_text(
         "| | notebook | what you take away | |\n| - | - | - | - |\n"
-        "| ![a dot](images/x.png) | [1](notebooks/01_small.ipynb) | *Much* | x |\n"
+        "| ![a dot](images/x.png) | [1 · Small](notebooks/01_small.ipynb) | *Much* | x |\n"
     )
     nbformat.write(v4.new_notebook(cells=list(chosen.values())), root / "notebooks/01_small.ipynb")
     return root
@@ -329,6 +329,7 @@ def test_the_same_notebooks_make_the_same_bytes_and_replace_an_older_book(little
         ("text", "# A\n\n![](../images/x.png)", "01_small.ipynb: a picture without alt text, images/x.png"),
         ("text", "# A\n\n$\\foo$", r"01_small.ipynb: a formula that cannot be converted, \foo: "),
         ("text", "no title", "01_small.ipynb: no title"),
+        ("text", "# 2 · Another", "01_small.ipynb: no title, a line '# 1 · Small'"),
         ("draw", DRAWN.replace("a red van", "a blue van"), "01_small.ipynb: a prompt box needs a list PROMPTS"),
         ("scrubber", "walk = widgets.scrubber([step(1)])", "01_small.ipynb: a cell that calls a widget has to show it"),
         (
@@ -519,5 +520,5 @@ def test_the_first_tab_skips_to_the_text_and_wide_code_can_be_scrolled_by_keys(s
 
 def test_it_does_not_replace_the_folder_it_is_made_in():
     with pytest.raises(ValueError, match="holds something that is no book"):
-        book.build(ROOT / "docs")
-    assert (ROOT / "docs" / "book.py").exists()
+        book.build(ROOT / "site")
+    assert (ROOT / "site" / "book.py").exists()

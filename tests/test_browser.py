@@ -29,7 +29,7 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
-sys.path += [str(ROOT / "docs"), str(ROOT / "tests")]
+sys.path += [str(ROOT / "site"), str(ROOT / "tests")]
 
 import browsers
 from widget_cells import needed, widget_cells

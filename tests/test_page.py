@@ -23,9 +23,10 @@ from diffusion_utils.data import to_float, to_uint8
 from diffusion_utils.networks.text import Tokenizer
 
 ROOT = Path(__file__).parents[1]
-DOCS = ROOT / "docs"
+SITE = ROOT / "site"
 CARS, TEXT = "stanford-cars-1m", "stanford-cars-text"
-sys.path.append(str(Path(__file__).parent))
+sys.path[:0] = [str(SITE), str(Path(__file__).parent)]
+import build
 from browsers import chromium, missing
 
 onnxruntime = pytest.importorskip(
@@ -37,15 +38,12 @@ export = importlib.import_module("diffusion_utils.commands.export")  # the comma
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """A folder as docs/build.py makes it, without the book; the runtime is linked where it has been fetched."""
+    """A folder as site/build.py makes it, without the book; the runtime is linked where it has been fetched."""
     folder = tmp_path_factory.mktemp("site")
-    for path in DOCS.glob("*"):
-        if path.suffix in (".html", ".css", ".js", ".svg"):
-            shutil.copy(path, folder)
-    if (DOCS / "vendor").is_dir():
-        (folder / "vendor").symlink_to(DOCS / "vendor")
-    for name in (CARS, TEXT):
-        export.write_onnx(name, folder / "models")
+    build.page(folder)
+    if (SITE / "vendor").is_dir():
+        (folder / "vendor").symlink_to(SITE / "vendor")
+    build.models(folder / "models")
     return folder
 
 
@@ -76,8 +74,8 @@ def address(site):
 def browser():
     if why := missing():
         pytest.skip(why)
-    if not (DOCS / "vendor").is_dir():
-        pytest.skip("the page's ONNX runtime for browsers is missing; to fetch it: python docs/build.py vendor")
+    if not (SITE / "vendor").is_dir():
+        pytest.skip("the page's ONNX runtime for browsers is missing; to fetch it: python site/build.py vendor")
     with chromium() as started:
         yield started
 
@@ -359,9 +357,14 @@ def test_it_fits_a_phone_and_every_control_has_a_name(page):
     assert "drawn from noise" in page.get_attribute("#grid", "aria-label")
 
 
-def test_it_opens_and_draws_without_network_once_it_has_been_loaded(page):
+def test_it_opens_and_draws_without_network_once_it_has_been_loaded(page, site, address):
     page.evaluate("navigator.serviceWorker.ready")
-    page.wait_for_function("caches.open('cars').then(c => c.keys()).then(all => all.length >= 13)")
+    page.wait_for_function("caches.open('cars').then(c => c.keys()).then(all => all.length)")
+    kept = page.evaluate("caches.open('cars').then(c => c.keys()).then(all => all.map(request => request.url))")
+    pinned = [f"vendor/{name}" for name in build.MANIFEST["runtimes"]["wasm"]]
+    networks = [f"models/{name}.{kind}" for name in (CARS, TEXT) for kind in ("json", "onnx")]
+    files = {path.name for path in site.iterdir() if path.is_file()} - {"index.html"}
+    assert {url.removeprefix(address) for url in kept} == {"", *files, *networks, *pinned}
     page.context.set_offline(True)
     page.goto(page.url.replace("/?", "/index.html?"))
     wait_until_drawn(page)
@@ -396,14 +399,21 @@ def test_a_missing_network_is_one_clear_sentence(browser, site, tmp_path):
     with served(tmp_path) as address:
         page = browser.new_page()
         page.goto(address)
-        page.wait_for_function("/python docs.build.py/.test(document.getElementById('status').textContent)")
+        page.wait_for_function("/python site.build.py/.test(document.getElementById('status').textContent)")
         page.close()
 
 
-def test_the_page_links_to_every_notebook_where_the_project_lives():
+def test_the_manifest_names_what_the_form_offers_and_the_whole_page_but_the_books_files(site):
+    assert re.findall(r'name="model" value="([^"]+)"', (site / "index.html").read_text()) == build.MANIFEST["models"]
+    sources = {path.name for kind in ("js", "css", "svg") for path in SITE.glob(f"*.{kind}")} - {"book.js", "book.css"}
+    assert sources | {"index.html", "manifest.json"} == {*build.MANIFEST["page"]}
+    assert {path.name for path in site.iterdir() if path.is_file()} == {*build.MANIFEST["page"]}
+
+
+def test_the_page_links_to_every_notebook_where_the_project_lives(site):
     repository = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
     colab = repository.replace("https://github.com", "https://colab.research.google.com/github")
-    text = (DOCS / "index.html").read_text()
+    text = (site / "index.html").read_text()
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         for link in (
             f"book/{path.stem}.html",
@@ -417,5 +427,5 @@ def test_the_page_links_to_every_notebook_where_the_project_lives():
 
 
 def test_no_page_loads_anything_from_elsewhere():
-    for path in (*DOCS.glob("*.js"), DOCS / "style.css"):
+    for path in (*SITE.glob("*.js"), SITE / "style.css", SITE / "book.css"):
         assert not re.findall(r"https?://", path.read_text()), path.name

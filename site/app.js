@@ -42,7 +42,7 @@ function start(which) {
 function describe(name) {
   descriptions[name] ??= fetch(`models/${name}.json`)
     .then((answer) => {
-      if (!answer.ok) throw new Error("The networks are missing here: build the page with  python docs/build.py");
+      if (!answer.ok) throw new Error("The networks are missing here: build the page with  python site/build.py");
       return answer.json();
     })
     .catch((error) => {

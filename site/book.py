@@ -1,7 +1,7 @@
 """The notebooks as a book: pages to read in any browser, without a kernel and without network.
 
-    python docs/book.py                      # writes docs/book/, in about a minute
-    python docs/book.py --without-widgets    # in seconds, without the frames of the sliders
+    python site/book.py                      # writes site/book/, in about a minute
+    python site/book.py --without-widgets    # in seconds, without the frames of the sliders
 
 Stored outputs are shown as they are.  Only the widgets run: a slider's frames, and a table of what a prompt
 box draws, are made in advance by the cells that the widget needs, so that both work without Python.
@@ -15,7 +15,6 @@ import io
 import re
 import sys
 import tempfile
-import tomllib
 from collections.abc import Container, Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -28,6 +27,7 @@ import matplotlib
 import nbformat
 import torch
 from bs4 import BeautifulSoup
+from chapters import contents, repository
 from fontTools import subset
 from markupsafe import Markup
 from nbconvert import HTMLExporter
@@ -69,7 +69,8 @@ def build(folder: Path, drawn: Container[str] | None = None, root: Path = HERE.p
 
 def _write(folder: Path, drawn: Container[str] | None, root: Path) -> None:
     """All files of the book."""
-    chapters, url = contents(root), repository(root)
+    chapters = [vars(each) | {"takeaway": Markup(html(each.takeaway))} for each in contents(root)]
+    url = repository(root)
     loader = jinja2.FileSystemLoader(HERE / "book_templates")
     templates = jinja2.Environment(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
@@ -83,9 +84,9 @@ def _write(folder: Path, drawn: Container[str] | None, root: Path) -> None:
             notebook.cells[place].metadata["figure"] = figure
         soup = convert(notebook, path, exporter, folder)
         mend(soup, path, root, folder, url, [each["name"] for each in chapters])
-        chapter |= outline(soup, path)
+        chapter |= outline(soup, path, chapter["title"])
         formulas += [each.get_text() for each in soup.find_all("math")]
-        thumbnail(root / chapter["picture"], folder / chapter["small"])
+        chapter["small"] = thumbnail(root / chapter["picture"], folder)
         chapter["width"], chapter["height"] = size(folder / chapter["small"])
 
     sheets = [(HERE / "book.css").read_text(encoding="utf-8"), colours("light"), colours("dark")]
@@ -130,46 +131,6 @@ def read(path: Path) -> nbformat.NotebookNode:
     except Exception as error:  # nbformat raises many kinds
         raise ValueError(f"{path.name} is no notebook: {str(error).splitlines()[0]}") from error
     return notebook
-
-
-def contents(root: Path) -> list[dict]:
-    """The notebooks in order, with picture and text from the README's table.
-
-    Returns:
-        For each: its name, a picture with its alt text, and what the reader takes away, as HTML.
-    """
-    lines = (root / "README.md").read_text(encoding="utf-8").splitlines()
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
-    takes = next((row.index("what you take away") for row in rows if "what you take away" in row), None)
-    chapters = []
-    for row in rows:
-        link = re.search(r"\]\(notebooks/(\w+)\.ipynb\)", " ".join(row))
-        picture = re.search(r"!\[(.+?)\]\((images/(\w+)\.\w+)\)", " ".join(row))
-        if takes is not None and link and picture:
-            small = picture[2] if picture[2].endswith("svg") else f"images/small/{picture[3]}.jpg"
-            chapters.append(
-                {
-                    "name": link[1],
-                    "alt": picture[1],
-                    "picture": picture[2],
-                    "small": small,
-                    "takeaway": Markup(html(row[takes])),
-                }
-            )
-    stored = sorted(path.stem for path in (root / "notebooks").glob("*.ipynb"))
-    if [chapter["name"] for chapter in chapters] != stored:
-        raise ValueError(
-            f"README.md: its table of notebooks has to name {', '.join(stored)}, in this order, "
-            "each with a picture, and to have a column 'what you take away'"
-        )
-    return chapters
-
-
-def repository(root: Path) -> str:
-    """Address of the repository, without a slash at its end."""
-    return tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Repository"].rstrip(
-        "/"
-    )
 
 
 def html(markdown: str) -> str:
@@ -437,24 +398,27 @@ def size(path: Path) -> tuple[int, int]:
         return picture.size
 
 
-def thumbnail(source: Path, path: Path) -> None:
-    """A small copy of a picture; of an SVG, a copy."""
+def thumbnail(source: Path, folder: Path) -> str:
+    """Write a small copy of a picture, of an SVG a whole one, into the book; its address there."""
     if source.suffix == ".svg":
-        return put(path, source.read_bytes())
-    path.parent.mkdir(parents=True, exist_ok=True)
+        put(folder / "images" / source.name, source.read_bytes())
+        return f"images/{source.name}"
+    small = f"images/small/{source.stem}.jpg"
     with Image.open(source) as picture:
-        small = picture.convert("RGB")
-    small.thumbnail((480, 480))
-    small.save(path, quality=85)
+        copy = picture.convert("RGB")
+    copy.thumbnail((480, 480))
+    (folder / small).parent.mkdir(parents=True, exist_ok=True)
+    copy.save(folder / small, quality=85)
+    return small
 
 
-def outline(soup: BeautifulSoup, path: Path) -> dict:
-    """A page's title, its sections as (id, title), and its HTML."""
-    title, sections = soup.find("h1"), soup.find_all("h2")
-    if title is None:
-        raise ValueError(f"{path.name}: no title, a line that begins with '# '")
+def outline(soup: BeautifulSoup, path: Path, title: str) -> dict:
+    """A page's sections as (id, title), and its HTML."""
+    heading, sections = soup.find("h1"), soup.find_all("h2")
+    if heading is None or heading.get_text()[:-1] != title:
+        raise ValueError(f"{path.name}: no title, a line '# {title}', as the README's table has it")
     parts = [(each["id"], each.get_text()[:-1]) for each in sections]  # without the sign that links to it
-    return {"title": title.get_text()[:-1], "sections": parts, "html": Markup(soup)}
+    return {"sections": parts, "html": Markup(soup)}
 
 
 def colours(scheme: str) -> str:
@@ -468,7 +432,7 @@ def colours(scheme: str) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--out", type=Path, default=HERE / "book", help="folder (default: docs/book)")
+    parser.add_argument("--out", type=Path, default=HERE / "book", help="folder (default: site/book)")
     parser.add_argument("--without-widgets", action="store_true", help="a note in their place: quick")
     given = parser.parse_args(arguments)
     try:

@@ -1,27 +1,28 @@
 // Keeps what the page needs, so that it also opens without network. With network, the network has the word.
 const CACHE = "cars";
-const RUNTIMES = {
-  wasm: ["ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm"],
-  webgpu: ["ort.webgpu.min.mjs", "ort-wasm-simd-threaded.asyncify.mjs", "ort-wasm-simd-threaded.asyncify.wasm"],
-};
-const runtime = RUNTIMES[new URLSearchParams(location.search).get("runtime")] ?? RUNTIMES.wasm;
-const NEEDED = [
-  "./", "style.css", "app.js", "draw.js", "worker.js", "icon.svg", ...runtime.map((name) => `vendor/${name}`),
-  "models/stanford-cars-1m.json", "models/stanford-cars-1m.onnx",
-  "models/stanford-cars-text.json", "models/stanford-cars-text.onnx",
-].map((path) => new URL(path, location).href);
+const SCOPE = new URL("./", location).href;
+
+/** Fetch everything that the page can use with one runtime, before it is asked for. */
+async function fill() {
+  const { page, models, runtimes } = await (await fetch("manifest.json")).json();
+  const runtime = runtimes[new URLSearchParams(location.search).get("runtime")] ?? runtimes.wasm;
+  const networks = models.flatMap((name) => [`models/${name}.json`, `models/${name}.onnx`]);
+  const paths = [...page, ...networks, ...runtime.map((name) => `vendor/${name}`)];
+  await (await caches.open(CACHE)).addAll(paths.map((path) => SCOPE + path.replace(/^index\.html$/, "")));
+}
 
 self.addEventListener("install", (event) => {
   self.skipWaiting();
-  event.waitUntil(caches.open(CACHE).then((cache) => cache.addAll(NEEDED)));
+  event.waitUntil(fill());
 });
 
 self.addEventListener("activate", (event) => event.waitUntil(self.clients.claim()));
 
 self.addEventListener("fetch", (event) => {
-  // The page is kept once, whatever stands behind its address.
+  // The page is kept once, whatever stands behind its address; the book is not kept.
   const address = event.request.url.replace(/[?#].*/, "").replace(/\/index\.html$/, "/");
-  if (event.request.method === "GET" && NEEDED.includes(address)) event.respondWith(answer(event, address));
+  const ours = address.startsWith(SCOPE) && !address.startsWith(`${SCOPE}book/`);
+  if (event.request.method === "GET" && ours) event.respondWith(answer(event, address));
 });
 
 async function answer(event, address) {
