@@ -1,15 +1,17 @@
-// The page: what is asked for, shared among workers, and painted as it comes.
+// The page: its form makes a request, workers share the request's cars, and each step is painted as it comes.
 import { addNoise, alphaSigma, encode, noise, remark, toBytes } from "./draw.js";
 
 const $ = (id) => document.getElementById(id);
 const SIZE = 64; // of a picture; it is stored square and shown at 4:3
 const NUMBERS = 3 * SIZE * SIZE;
 const CELL = { width: 85, height: 64, gap: 2 };
-const CARS = "stanford-cars-1m";
-const descriptions = {}; // by name: a promise of what models/NAME.json says
-let provider, workers;
-let drawing = 0; // counts the drawings; answers to an older one are ignored
-let current; // the drawing on show: {request, frames: [{t, noisy, guess}], parts, started, done}
+const state = {
+  provider: null, // of the runtime: "wasm" or "webgpu"
+  workers: [],
+  models: {}, // by name: a promise of what models/NAME.json says
+  drawing: 0, // counts the drawings; answers to an older one are ignored
+  current: null, // the drawing on the page: {request, frames: [{t, noisy, guess}], parts, started, done}
+};
 
 // ---- workers
 
@@ -17,22 +19,21 @@ const ready = choose().then(start);
 
 /** WebGPU where there is a device for it, else WebAssembly; ?backend=wasm has the last word. */
 async function choose() {
-  const asked = new URLSearchParams(location.search).get("backend");
-  if (asked) return asked === "webgpu" ? "webgpu" : "wasm";
+  const backend = new URLSearchParams(location.search).get("backend");
+  if (backend) return backend === "webgpu" ? "webgpu" : "wasm";
   const adapter = await navigator.gpu?.requestAdapter().catch(() => null);
   return adapter && !adapter.info?.isFallbackAdapter ? "webgpu" : "wasm";
 }
 
-function start(which) {
-  workers?.forEach((worker) => worker.terminate());
-  provider = which;
+function start(provider) {
+  for (const worker of state.workers) worker.terminate();
+  state.provider = provider;
   // Each WebAssembly worker holds a network of its own: more than four are hardly faster, and phones are small.
   const count = provider === "webgpu" ? 1 : Math.min(4, navigator.hardwareConcurrency ?? 2);
-  workers = Array.from({ length: count }, () => {
-    const worker = new Worker("worker.js", { type: "module" });
+  state.workers = Array.from({ length: count }, () => {
+    const worker = new Worker("worker.js", { type: "module", name: provider });
     worker.onmessage = ({ data }) => receive(data);
-    worker.onerror = (event) => receive({ drawing, error: event.message || "its program could not be loaded" });
-    worker.postMessage({ provider });
+    worker.onerror = (event) => receive({ drawing: state.drawing, error: event.message || "its program could not be loaded" });
     return worker;
   });
 }
@@ -40,72 +41,75 @@ function start(which) {
 // ---- drawing
 
 function describe(name) {
-  descriptions[name] ??= fetch(`models/${name}.json`)
+  state.models[name] ??= fetch(`models/${name}.json`)
     .then((answer) => {
       if (!answer.ok) throw new Error("The networks are missing here: build the page with  python site/build.py");
       return answer.json();
     })
     .catch((error) => {
-      delete descriptions[name]; // so that the next drawing tries again
+      delete state.models[name]; // so that the next drawing tries again
       throw error;
     });
-  return descriptions[name];
+  return state.models[name];
 }
 
-/** What each car shall show, as the network wants to be told. */
+/** Each car's condition, as numbers for the network. */
 function conditions(about, seeds) {
   if (about.words) return seeds.map(() => encode($("prompt").value, about.words, about.length));
   const kinds = Object.keys(about.conditions);
-  const wish = $("kind").value;
+  const kind = $("kind").value;
   return seeds.map((seed) => {
-    const chosen = wish ? kinds.indexOf(wish) : about.chosen[seed];
+    const chosen = kind ? kinds.indexOf(kind) : about.chosen[seed];
     return kinds.map((_, i) => (i === chosen ? 1 : 0));
   });
 }
 
-/** Draw what the form asks for; `from`: {t, x, seeds} to go on from noisy pictures; `asked`: by the reader. */
-async function draw(from, asked = true) {
-  if (!$("wishes").reportValidity()) return;
-  const mine = ++drawing;
-  const name = $("wishes").elements.model.value;
-  say("Loading the network …", true);
+/** Draw what the form asks for; `from`: {t, x, seeds} to go on from noisy pictures; `scroll`: to the cars. */
+async function draw(from, scroll = true) {
+  if (!$("request").reportValidity()) return;
+  const drawing = ++state.drawing;
+  const name = $("request").elements.model.value;
+  setStatus("Loading the network …", true);
   try {
     const [about] = await Promise.all([describe(name), ready]);
-    if (mine !== drawing) return;
+    if (drawing !== state.drawing) return;
     if ($("kind").length === 1 && about.conditions) $("kind").append(...Object.keys(about.conditions).map((kind) => new Option(kind)));
     $("remark").textContent = about.words ? remark($("prompt").value, about.words, about.length) : "";
     const seeds = from?.seeds ?? Array.from({ length: Number($("count").value) }, (_, i) => Number($("seed").value) + i);
-    const wish = about.words ? $("prompt").value.trim() || "any car" : $("kind").value || "each a kind of its own";
-    send({ asked, name, about, seeds, wish, from, cond: conditions(about, seeds), scale: Number($("scale").value), steps: Number($("steps").value) });
+    const condition = about.words ? $("prompt").value.trim() || "any car" : $("kind").value || "each a kind of its own";
+    const [scale, steps] = ["scale", "steps"].map((id) => Number($(id).value));
+    send({ scroll, name, about, seeds, condition, from, cond: conditions(about, seeds), scale, steps });
   } catch (error) {
-    if (mine === drawing) fail(error.message);
+    if (drawing === state.drawing) fail(error.message);
   }
 }
 
 /** Share a drawing's cars among the workers. */
 function send(request) {
-  const share = Math.ceil(request.seeds.length / workers.length);
-  const parts = workers.map((worker, i) => {
+  const share = Math.ceil(request.seeds.length / state.workers.length);
+  const parts = state.workers.map((worker, i) => {
     const first = i * share;
     return { worker, first, seeds: request.seeds.slice(first, first + share), step: 0 };
   });
-  current = { request, frames: [], parts: parts.filter(({ seeds }) => seeds.length), started: performance.now() };
+  const current = { request, frames: [], parts: parts.filter(({ seeds }) => seeds.length), started: performance.now() };
+  state.current = current;
   setBusy(true);
-  if (request.asked) $("cars").scrollIntoView({ block: "nearest" }); // on a phone it may be out of sight
+  if (request.scroll) $("cars").scrollIntoView({ block: "nearest" }); // on a phone it may be out of sight
   for (const { worker, first, seeds } of current.parts) {
     const last = first + seeds.length;
-    const { name, scale, steps, cond, from } = request;
+    const { name, about, scale, steps, cond, from } = request;
     worker.postMessage({
-      drawing, name, first, scale, steps, seeds, cond: cond.slice(first, last),
+      drawing: state.drawing, name, about, first, scale, steps, seeds, cond: cond.slice(first, last),
       from: from && { t: from.t, x: from.x.slice(first * NUMBERS, last * NUMBERS) },
     });
   }
 }
 
 /** A worker has done a step for its share of the cars, or failed. */
-function receive({ drawing: whose, error, first, step, steps, t, noisy, guess }) {
-  if (whose !== drawing) return;
-  if (error && provider === "webgpu") {
+function receive({ drawing, error, first, step, steps, t, noisy, guess }) {
+  const { current } = state;
+  if (drawing !== state.drawing) return;
+  if (error && state.provider === "webgpu") {
     console.warn(`WebGPU did not work, so WebAssembly draws: ${error}`);
     start("wasm");
     if (current && !current.done) send(current.request);
@@ -120,48 +124,46 @@ function receive({ drawing: whose, error, first, step, steps, t, noisy, guess })
   frame.guess.set(guess, first * NUMBERS);
   const part = current.parts.find((each) => each.first === first);
   part.step = step;
-  paint(first, part.seeds.length, frame);
+  paint(frame, first, first + part.seeds.length);
   const done = Math.min(...current.parts.map((each) => each.step));
   $("progress").value = done / steps;
-  if (done < steps) return say(`Step ${done} of ${steps}, t = ${current.frames[done].t}`);
+  if (done < steps) return setStatus(`Step ${done} of ${steps}, t = ${current.frames[done].t}`);
   finish(count, steps);
 }
 
 function finish(count, steps) {
-  const { seeds, wish, from } = current.request;
+  const { current, provider } = state;
+  const { seeds, condition, from } = current.request;
   const seconds = ((performance.now() - current.started) / 1000).toFixed(1);
   const cars = count === 1 ? "One car" : `${count} cars`;
   const threads = current.parts.length === 1 ? "one thread" : `${current.parts.length} threads`;
-  say(`${cars} in ${seconds} s: ${steps} steps, ${provider === "webgpu" ? "WebGPU" : `WebAssembly on ${threads}`}, ` +
+  setStatus(`${cars} in ${seconds} s: ${steps} steps, ${provider === "webgpu" ? "WebGPU" : `WebAssembly on ${threads}`}, ` +
     `seeds from ${seeds[0]}. Nothing is picked.`, true);
-  $("grid").setAttribute("aria-label", `${cars}, drawn from ${from ? `pictures with the noise of t = ${from.t}` : "noise"}: ${wish}`);
+  $("grid").setAttribute("aria-label", `${cars}, drawn from ${from ? `pictures with the noise of t = ${from.t}` : "noise"}: ${condition}`);
   current.done = true;
   setBusy(false);
   $("step").max = $("step").value = steps;
   $("step-value").textContent = `${steps} of ${steps}`;
-  drown();
+  paintNoised();
   // From now on the page also opens without network. Not before: it would compete with the first drawing.
   navigator.serviceWorker?.register(`sw.js?runtime=${provider}`);
 }
 
 // ---- painting
 
-/** Make a canvas as large as a grid of so many pictures; it is cleared where that changes its size. */
-function fit(canvas, count, columns) {
-  const rows = Math.ceil(count / columns);
-  const width = columns * (CELL.width + CELL.gap) - CELL.gap;
-  const height = rows * (CELL.height + CELL.gap) - CELL.gap;
-  if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
-}
-
 const cell = new OffscreenCanvas(SIZE, SIZE);
 const cellContext = cell.getContext("2d");
 
-/** Paint the pictures first … first+count-1 out of bytes (pictures, 3, 64, 64). */
-function paintCells(canvas, columns, bytes, first, count) {
-  const context = canvas.getContext("2d");
+/** Paint the pictures first … last-1 out of bytes (pictures, 3, 64, 64), where a grid of all of them has these. */
+function paintCells(canvas, bytes, first = 0, last = bytes.length / NUMBERS) {
+  const all = bytes.length / NUMBERS;
+  const columns = Math.min(4, all);
+  const width = columns * (CELL.width + CELL.gap) - CELL.gap;
+  const height = Math.ceil(all / columns) * (CELL.height + CELL.gap) - CELL.gap;
+  // A change of its size, and only that, clears the canvas.
+  if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
   const plane = SIZE * SIZE;
-  for (let i = first; i < first + count; i++) {
+  for (let i = first; i < last; i++) {
     const image = cellContext.createImageData(SIZE, SIZE);
     for (let j = 0; j < plane; j++) {
       for (let c = 0; c < 3; c++) image.data[4 * j + c] = bytes[(3 * i + c) * plane + j];
@@ -170,20 +172,20 @@ function paintCells(canvas, columns, bytes, first, count) {
     cellContext.putImageData(image, 0, 0);
     const x = (i % columns) * (CELL.width + CELL.gap);
     const y = Math.floor(i / columns) * (CELL.height + CELL.gap);
-    context.drawImage(cell, x, y, CELL.width, CELL.height);
+    canvas.getContext("2d").drawImage(cell, x, y, CELL.width, CELL.height);
   }
 }
 
-function paint(first, count, frame) {
-  const columns = Math.min(4, current.request.seeds.length);
-  fit($("grid"), current.request.seeds.length, columns);
-  paintCells($("grid"), columns, $("noisy").checked ? frame.noisy : frame.guess, first, count);
+function paint(frame, ...range) {
+  paintCells($("grid"), $("noisy").checked ? frame.noisy : frame.guess, ...range);
 }
 
-function look() {
+/** Paint the step that the slider points to. */
+function paintStep() {
+  const { current } = state;
   if (!current?.done) return;
   const frame = current.frames[Number($("step").value)];
-  paint(0, current.request.seeds.length, frame);
+  paint(frame);
   $("step-value").textContent = `${$("step").value} of ${$("step").max}${frame.t < 0 ? "" : `, t = ${frame.t}`}`;
 }
 
@@ -191,60 +193,59 @@ function look() {
 
 /** The first drawn cars at timestep t of the forward process, with noise of their own. */
 function noisyPictures(count) {
-  const { seeds, about } = current.request;
-  const x0 = Float32Array.from(current.frames.at(-1).noisy.subarray(0, count * NUMBERS), (byte) => byte / 127.5 - 1);
+  const { request: { seeds, about }, frames } = state.current;
+  const x0 = Float32Array.from(frames.at(-1).noisy.subarray(0, count * NUMBERS), (byte) => byte / 127.5 - 1);
   // Other noise than the cars came from: that noise would lead back to them at any t.
   const epsilon = noise(seeds.slice(0, count).map((seed) => seed + 1_000_000), NUMBERS);
   return addNoise(about.alphas_cumprod, x0, epsilon, Number($("t").value));
 }
 
-function drown() {
+function paintNoised() {
+  const { current } = state;
   if (!current?.done) return;
   const t = Number($("t").value);
-  const few = Math.min(4, current.request.seeds.length);
-  fit($("drowned"), few, few);
-  paintCells($("drowned"), few, toBytes(noisyPictures(few)), 0, few);
+  paintCells($("noised"), toBytes(noisyPictures(Math.min(4, current.request.seeds.length))));
   const [alpha, sigma] = alphaSigma(current.request.about.alphas_cumprod, t);
   const snr = (alpha / sigma) ** 2;
   const decibels = (10 * Math.log10(snr)).toFixed(1).replace("-", "−");
   $("t-value").textContent = `t = ${t} · signal-to-noise ratio ${Number(snr.toPrecision(3)).toLocaleString("en")} (${decibels} dB) · ` +
     `share of signal left √ᾱ = ${alpha.toFixed(3)}`;
-  $("drowned").setAttribute("aria-label", `The first of the cars with the noise of t = ${t}`);
+  $("noised").setAttribute("aria-label", `The first of the cars with the noise of t = ${t}`);
 }
 
-/** Let the network draw on from the cars as they are drowned now. */
-function drawOn() {
-  if (!current?.done) return;
-  const { seeds } = current.request;
+/** Draw again from the cars with the noise that they have now. */
+function drawFromNoised() {
+  if (!state.current?.done) return;
+  const { seeds } = state.current.request;
   draw({ t: Number($("t").value), x: noisyPictures(seeds.length), seeds });
 }
 
 // ---- controls
 
-/** Tell how things stand; screen readers read out only what is news. */
-function say(text, news = false) {
+/** Show the status; screen readers announce only what `announce` says. */
+function setStatus(text, announce = false) {
   $("status").textContent = text;
-  if (news) $("news").textContent = text;
+  if (announce) $("announcement").textContent = text;
 }
 
 function fail(message) {
-  drawing++; // what other workers still answer does not count
-  say(`This did not work: ${message}`, true);
+  state.drawing++; // what other workers still answer does not count
+  setStatus(`This did not work: ${message}`, true);
   setBusy(false);
 }
 
 function setBusy(busy) {
   $("grid").setAttribute("aria-busy", busy);
-  for (const id of ["step", "t"]) $(id).disabled = busy || !current?.done;
+  for (const id of ["step", "t"]) $(id).disabled = busy || !state.current?.done;
 }
 
 function showFields() {
   for (const field of document.querySelectorAll(".for")) {
-    field.hidden = !field.classList.contains($("wishes").elements.model.value);
+    field.hidden = !field.classList.contains($("request").elements.model.value);
   }
 }
 
-$("wishes").addEventListener("submit", (event) => {
+$("request").addEventListener("submit", (event) => {
   event.preventDefault();
   draw();
 });
@@ -252,17 +253,17 @@ $("another").addEventListener("click", () => {
   $("seed").value = Math.floor(Math.random() * (Number($("seed").max) + 1));
   draw();
 });
-$("again").addEventListener("click", drawOn);
-for (const radio of $("wishes").elements.model) radio.addEventListener("change", showFields);
+$("again").addEventListener("click", drawFromNoised);
+for (const radio of $("request").elements.model) radio.addEventListener("change", showFields);
 for (const id of ["scale", "steps"]) {
   const show = () => ($(`${id}-value`).textContent = $(id).value);
   $(id).addEventListener("input", show);
   show();
 }
-$("step").addEventListener("input", look);
-$("noisy").addEventListener("change", look);
-$("t").addEventListener("input", drown);
+$("step").addEventListener("input", paintStep);
+$("noisy").addEventListener("change", paintStep);
+$("t").addEventListener("input", paintNoised);
 showFields();
 
-if (navigator.connection?.saveData) say("Press Draw: up to 17 MB will be loaded first.", true);
+if (navigator.connection?.saveData) setStatus("Press Draw: up to 17 MB will be loaded first.", true);
 else draw(undefined, false);

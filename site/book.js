@@ -12,7 +12,7 @@ function widget(figure) {
   function show() {
     const place = controls.reduce((sum, control) => sum + control.value * control.dataset.stride, 0);
     [image.src, label.innerHTML, image.alt] = frames[place];
-    // Readers who hear the page are told "t = 375 …", not the number of the frame.
+    // Screen readers announce "t = 375 …", not the number of the frame.
     slider?.setAttribute("aria-valuetext", label.textContent);
   }
 

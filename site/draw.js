@@ -104,15 +104,15 @@ export function encode(text, words, length) {
   return Array.from({ length }, (_, i) => known[i] ?? 0);
 }
 
-/** What of a prompt will not be heard; "" if all of it will. */
+/** Which words of a prompt the network does not get; "" if it gets all. */
 export function remark(text, words, length) {
-  const heard = split(text).filter((word) => words.includes(word));
+  const known = split(text).filter((word) => words.includes(word));
   const unknown = [...new Set(split(text).filter((word) => !words.includes(word)))];
-  const said = [];
-  if (unknown.length) said.push(`Not learnt, so left out: ${unknown.join(", ")}.`);
-  if (heard.length > length) said.push(`Only the first ${length} words count, not: ${heard.slice(length).join(" ")}.`);
-  if (!heard.length) said.push("No word to go by: any car may come.");
-  return said.join(" ");
+  const remarks = [];
+  if (unknown.length) remarks.push(`Not learnt, so left out: ${unknown.join(", ")}.`);
+  if (known.length > length) remarks.push(`Only the first ${length} words count, not: ${known.slice(length).join(" ")}.`);
+  if (!known.length) remarks.push("No word to go by: any car may come.");
+  return remarks.join(" ");
 }
 
 /** Numbers in [-1, 1], picture after picture, each 3×size×size, to bytes 0 … 255 of the same order. */

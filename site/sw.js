@@ -2,7 +2,7 @@
 const CACHE = "cars";
 const SCOPE = new URL("./", location).href;
 
-/** Fetch everything that the page can use with one runtime, before it is asked for. */
+/** Fetch everything that the page can use with one runtime, ahead of use. */
 async function fill() {
   const { page, models, runtimes } = await (await fetch("manifest.json")).json();
   const runtime = runtimes[new URLSearchParams(location.search).get("runtime")] ?? runtimes.wasm;

@@ -2,32 +2,29 @@
 // One worker is one thread; the page starts several and shares the cars among them.
 import { dpmSolver, noise, timesteps, toBytes } from "./draw.js";
 
-let ort, provider;
-const models = {}; // by name: a promise of its session and its description
-let wanted = 0; // the drawing to work on; an older one stops at its next step
+const provider = self.name; // of the runtime: "wasm" or "webgpu"
+const sessions = {}; // by name of the network: a promise
+let ort; // the runtime, once it is loaded
+let latest = 0; // the drawing to work on; an older one stops at its next step
 let queue = Promise.resolve(); // one drawing after the other: the runtime cannot do two things at once
 
 async function load(name) {
   if (!ort) {
-    ort = await import(provider === "webgpu" ? "./vendor/ort.webgpu.min.mjs" : "./vendor/ort.wasm.min.mjs");
+    ort = await import(`./vendor/ort.${provider}.min.mjs`);
     ort.env.logLevel = "error"; // it would warn that shapes are computed without the GPU
     ort.env.wasm.numThreads = 1;
     ort.env.wasm.wasmPaths = new URL("vendor/", import.meta.url).href;
   }
-  const [about, session] = await Promise.all([
-    fetch(`models/${name}.json`).then((answer) => answer.json()),
-    ort.InferenceSession.create(`models/${name}.onnx`, { executionProviders: [provider] }),
-  ]);
-  return { about, session };
+  return ort.InferenceSession.create(`models/${name}.onnx`, { executionProviders: [provider] });
 }
 
-async function draw({ drawing, name, seeds, cond, scale, steps, from, first }) {
-  models[name] ??= load(name).catch((error) => {
-    delete models[name]; // so that the next drawing tries again
+async function draw({ drawing, name, about, seeds, cond, scale, steps, from, first }) {
+  sessions[name] ??= load(name).catch((error) => {
+    delete sessions[name]; // so that the next drawing tries again
     throw error;
   });
-  const { about, session } = await models[name];
-  if (drawing !== wanted) return;
+  const session = await sessions[name];
+  if (drawing !== latest) return;
   const count = 3 * about.size ** 2;
   const shape = [seeds.length, 3, about.size, about.size];
   const inputs = {
@@ -49,18 +46,14 @@ async function draw({ drawing, name, seeds, cond, scale, steps, from, first }) {
   let step = 0;
   for await (const { t, x, x0 } of dpmSolver(predict, about.alphas_cumprod, start, visited)) {
     postMessage({ drawing, first, step: step++, steps: visited.length, t, noisy: toBytes(x), guess: toBytes(x0) });
-    await new Promise((resolve) => setTimeout(resolve)); // lets a newer wish arrive
-    if (drawing !== wanted) return;
+    await new Promise((resolve) => setTimeout(resolve)); // lets a newer request arrive
+    if (drawing !== latest) return;
   }
 }
 
 onmessage = ({ data }) => {
-  if (data.provider) {
-    provider = data.provider;
-    return;
-  }
-  wanted = data.drawing;
+  latest = data.drawing;
   queue = queue
-    .then(() => data.drawing === wanted && draw(data))
+    .then(() => data.drawing === latest && draw(data))
     .catch((error) => postMessage({ drawing: data.drawing, error: `${error.message ?? error}` }));
 };

@@ -307,7 +307,7 @@ def test_the_noise_slider_puts_the_schedules_noise_on_the_cars(page):
     assert "√ᾱ = 0.000" in page.inner_text("#t-value")
     cars = to_float(drawn(page)[0][:4])
     noise = sampling.Noise(range(1_000_000, 1_000_004), (3, 64, 64))()
-    shown = mean_colours(canvas(page, "drowned"), 4)
+    shown = mean_colours(canvas(page, "noised"), 4)
     assert np.abs(shown - to_uint8(schedule.add_noise(cars, noise, 999)).float().mean((2, 3)).numpy()).max() < 4
 
     # With little noise the same cars come back, with much others.
