@@ -4,10 +4,11 @@
     python -m http.server -d site          # then open http://localhost:8000
 
 It makes index.html and models/ (the networks as ONNX), vendor/ (the ONNX runtime for browsers, by npm) and book/ (the
-notebooks as pages).  Give some of these three as arguments to build only those.
+notebooks as pages).  Give some of the last three as arguments to build only those, and index.html.
 """
 
 import argparse
+import functools
 import json
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import chapters
 import jinja2
+from files import replaced
 
 SITE = Path(__file__).resolve().parent
 sys.path.insert(0, str(SITE.parent))  # works in a checkout, too, where the package is not installed
@@ -50,20 +52,16 @@ def vendor(folder: Path) -> None:
         )
     quiet = ["--ignore-scripts", "--no-audit", "--no-fund", "--loglevel", "error"]
     subprocess.run([npm, "ci", *quiet], cwd=SITE, check=True)
-    new = folder.with_suffix(".new")  # becomes `folder` when it is complete
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir()
-    for name in sum(MANIFEST["runtimes"].values(), []):
-        shutil.copyfile(SITE / "node_modules/onnxruntime-web/dist" / name, new / name)
-    shutil.rmtree(folder, ignore_errors=True)
-    new.rename(folder)
+    with replaced(folder) as new:
+        for name in sum(MANIFEST["runtimes"].values(), []):
+            shutil.copyfile(SITE / "node_modules/onnxruntime-web/dist" / name, new / name)
 
 
-def book(folder: Path) -> None:
+def book(folder: Path, **options) -> None:
     """The notebooks as pages, with sliders that need no kernel."""
     from book import build
 
-    build(folder)
+    build(folder, **options)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -71,17 +69,24 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(parts)}; default: all")
     parser.add_argument("--out", type=Path, default=SITE, help="another folder, which receives all that is published")
+    parser.add_argument("--without-widgets", action="store_true", help="a note in their place: a book in seconds")
     given = parser.parse_args(arguments)
     if unknown := [name for name in given.parts if name not in parts]:
-        raise ValueError(f"unknown part {unknown[0]!r}: choose out of {', '.join(parts)}")
-    page(given.out)
-    for name in given.parts or parts:
-        parts[name](given.out / name)
-        print(f"{given.out / name} is built")
+        parser.error(f"unknown part {unknown[0]!r}: choose out of {', '.join(parts)}")
+    if given.without_widgets:
+        parts["book"] = functools.partial(book, with_frames=())
+    out = given.out.resolve()
+    try:
+        there = {path.name for path in out.iterdir()} if out.exists() else set()
+        if there and not {"manifest.json", "sw.js"} <= there:
+            raise ValueError(f"{out} holds something that is no such page: move it away, or name another folder")
+        page(out)
+        for name in given.parts or parts:
+            parts[name](out / name)
+            print(f"{out / name} is built")
+    except (ValueError, OSError, ModuleNotFoundError, subprocess.CalledProcessError) as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, FileNotFoundError, ModuleNotFoundError, subprocess.CalledProcessError) as error:
-        sys.exit(f"error: {error}")
+    main()

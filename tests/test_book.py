@@ -26,6 +26,10 @@ from diffusion_utils.plotting import picture_grid
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "site"))
 import book
+import build
+from convert import sentence
+from frames import SCALES
+from links import LIVE
 
 FIRST = "01_forward_noising"
 STEMS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
@@ -36,7 +40,7 @@ PICTURE = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBA
 def site(tmp_path_factory):
     """The book of this repository; of the widgets only those of the first notebook."""
     folder = tmp_path_factory.mktemp("site") / "book"
-    book.build(folder, drawn=[FIRST])
+    book.build(folder, with_frames=[FIRST])
     return folder
 
 
@@ -70,7 +74,7 @@ def broken(folder):
             target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
             if parts.netloc:
                 faults += [f"{path.name}: loads {address}"] if address in loaded else []
-            elif parts.scheme == "data" or address == book.LIVE:
+            elif parts.scheme == "data" or address == LIVE:
                 continue
             elif not target.is_relative_to(folder.resolve()) or not target.is_file():
                 faults.append(f"{path.name}: nothing at {address}")
@@ -280,7 +284,7 @@ def test_alt_texts_come_from_the_metadata_or_from_the_text_before(little):
     ],
 )
 def test_the_sentence_that_describes_a_picture(markdown, expected):
-    assert book.sentence(markdown) == expected
+    assert sentence(markdown) == expected
 
 
 def test_every_step_of_a_walk_and_every_prompt_has_its_frame(little):
@@ -290,18 +294,18 @@ def test_every_step_of_a_walk_and_every_prompt_has_its_frame(little):
     assert np.allclose(shades, [[127.5 + 25.5 * t, 127.5 - 25.5 * t] for t in (4, 2, 0, -1)], atol=2)
     assert [re.search("<b>(.+)</b>", label)[1] for _, label, _ in walk] == ["t = 4", "t = 2", "t = 0", "finished"]
     shades = [np.asarray(Image.open(little / "book" / file))[2, 2].mean() for file, _, _ in drawn]
-    assert np.allclose(shades, [127.5 * (1 + w / 5 - p / 4) for w in book.SCALES for p in (0, 1)], atol=2)
+    assert np.allclose(shades, [127.5 * (1 + w / 5 - p / 4) for w in SCALES for p in (0, 1)], atol=2)
     assert drawn[3][2] == "The pictures: <a> & b, w = 3, seed 0" and "<b>&lt;a&gt; &amp; b</b>" in drawn[3][1]
-    wish, scale = soup.select("select")
-    assert [option.get_text() for option in wish.select("option")] == ["a red van", "<a> & b"]
-    assert (wish["data-stride"], scale["data-stride"]) == ("1", "2")
+    prompt, scale = soup.select("select")
+    assert [option.get_text() for option in prompt.select("option")] == ["a red van", "<a> & b"]
+    assert (prompt["data-stride"], scale["data-stride"]) == ("1", "2")
     assert [each.get_text() for each in soup.select("option[selected]")] == ["a red van", "3"]
     second = soup.select("figure")[1]
-    assert second.img["src"] == drawn[2][0] and second.select_one(f'a[href="{book.LIVE}"]')
+    assert second.img["src"] == drawn[2][0] and second.select_one(f'a[href="{LIVE}"]')
 
 
 def test_without_widgets_a_note_stands_in_their_place(little, tmp_path):
-    book.build(tmp_path / "book", drawn=(), root=little / "root")
+    book.build(tmp_path / "book", with_frames=(), root=little / "root")
     soup = page(tmp_path / "book", "01_small")
     assert not soup.find("figure") and len(soup.select(".output > .note")) == 2
     assert not (tmp_path / "book/frames").exists() and broken(tmp_path / "book") == []
@@ -367,10 +371,17 @@ def test_a_broken_notebook_or_table_is_named(tmp_path):
 
 
 def test_the_command_never_replaces_what_is_no_book(tmp_path):
-    (tmp_path / "mine").write_text("precious")
-    with pytest.raises(SystemExit, match="book: .* holds something that is no book"):
-        book.main(["--out", str(tmp_path)])
-    assert (tmp_path / "mine").read_text() == "precious"
+    (tmp_path / "book").mkdir()
+    (tmp_path / "book/mine").write_text("precious")
+    (tmp_path / "index.html").write_text("precious, too")
+    command = ["book", "--without-widgets", "--out", str(tmp_path)]
+    with pytest.raises(SystemExit, match="error: .* holds something that is no such page"):
+        build.main(command)
+    assert (tmp_path / "index.html").read_text() == "precious, too"
+    build.page(tmp_path)
+    with pytest.raises(SystemExit, match="error: .*book holds something that is no book"):
+        build.main(command)
+    assert (tmp_path / "book/mine").read_text() == "precious"
 
 
 # In a browser.
@@ -472,12 +483,12 @@ def test_play_runs_to_the_end_and_stops(little, visit):
 def test_prompt_and_scale_choose_the_picture(little, visit):
     _, drawn = frames(page(little / "book", "01_small"))
     tab = visit(little / "book", "01_small")
-    for i, wish in enumerate(("a red van", "<a> & b")):
-        for j, scale in enumerate(book.SCALES):
-            tab.get_by_label("prompt").select_option(wish)
+    for i, prompt in enumerate(("a red van", "<a> & b")):
+        for j, scale in enumerate(SCALES):
+            tab.get_by_label("prompt").select_option(prompt)
             tab.get_by_label("guidance w").select_option(str(scale))
             file, _, alt = shown(tab, 1)
-            assert [file, alt] == [drawn[2 * j + i][0], f"The pictures: {wish}, w = {scale}, seed 0"]
+            assert [file, alt] == [drawn[2 * j + i][0], f"The pictures: {prompt}, w = {scale}, seed 0"]
 
 
 @in_browser
