@@ -1,38 +1,43 @@
-"""The ladder of notebook 05: one change at a time, from the network that failed to the best one.
+"""Trainings under one budget, and what is known without any.
 
-    STANFORD_CARS_ROOT=… python benchmarks/ladder.py                    # every row that is not done yet
-    STANFORD_CARS_ROOT=… python benchmarks/ladder.py none-sample --seed 1
-    python benchmarks/ladder.py --list
+    STANFORD_CARS_ROOT=… python benchmarks/ladder.py rows                    # every row that is not done yet
+    STANFORD_CARS_ROOT=… python benchmarks/ladder.py rows none-sample --seed 1
+    python benchmarks/ladder.py rows --list
+    STANFORD_CARS_ROOT=… OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/ladder.py recipe
+    STANFORD_CARS_ROOT=… python benchmarks/ladder.py linear-bottleneck
 
-Every row trains on the same real cars (32×32) in the same order, sees the same number of them with
-the same batch size, and is measured in the same way; only what `ROWS` says differs.  A row that is
-interrupted goes on from its checkpoint; a row that is done is left alone; several of these commands
-may run at once and share the rows out among themselves.  Each row leaves a JSON file under
-benchmarks/results/ladder/ (committed), and its weights under runs/ladder/ (not committed).
+Each question has its own --help.
 """
 
-import argparse
 import fcntl
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
+import tyro
+from common import RESULTS, Results, chosen, parse, run
+from safetensors.torch import save_file
 from tqdm import tqdm
 
 from diffusion_utils import networks, pipeline, pretrained
-from diffusion_utils.data import root_mean_square, stanford_cars
+from diffusion_utils.data import root_mean_square, sets, stanford_cars
 from diffusion_utils.data.sets import NON_COMMERCIAL
-from diffusion_utils.evaluation import Reference, error_per_timestep
-from diffusion_utils.files import write_json
+from diffusion_utils.evaluation import Reference, covariance_eigenvalues, error_per_timestep, linear_bottleneck_error
+from diffusion_utils.files import write_atomically, write_json
+from diffusion_utils.networks.presets import CARS, CARS_1M
 from diffusion_utils.prediction import Denoiser
-from diffusion_utils.training import TrainConfig, load_checkpoint, train
+from diffusion_utils.training import StepRecord, TrainConfig, load_checkpoint, train
+
+ERRORS = "held_out_error_of_x0_as_share_of_variance"
+
+# ---------------------------------------------------------------- the rows of notebook 05
 
 SIZE, IMAGES, BATCH = 32, 76_800, 64
 TIMESTEPS = (49, 99, 199, 299, 399, 499, 599, 699, 799, 899, 949)  # where the error of x̂₀ is measured
 COUNT, SAMPLER, STEPS = 748, "dpm_solver_pp", 20  # as many pictures as are held out
-RESULTS = Path(__file__).parent / "results" / "ladder"
 
 # About 0.6 million parameters each.  BASE: 2×2 patches, work at 16×16, 8×8 and 4×4, stride 8.
 BASE = {"name": "resnet", "channels": [32, 64, 96], "decoder_depth": 1, "stem": 2, "embedding_dim": 64}
@@ -106,6 +111,35 @@ SAME_RUN = {"no-decay-raw": "no-decay"}
 TWICE = ["none-sample", "muon"]  # with two seeds: what the rest is compared with, and the closest call
 
 
+def trained(config: TrainConfig, images: torch.Tensor, title: str, folder: Path | None = None) -> StepRecord:
+    """The last record of a training, which goes on where the folder holds a part of it."""
+    bar = tqdm(total=config.images, desc=title, unit=" images", file=sys.stdout, mininterval=10)
+    for record in train(config, images, folder, resume=folder is not None):
+        bar.update(record.images - bar.n)
+        bar.set_postfix_str(f"loss {record.loss:.4f}")
+    bar.close()
+    if record.stopped:
+        sys.exit("stopped: the same command goes on, or starts again what keeps no checkpoint")
+    return record
+
+
+def facts(record: StepRecord, size: int) -> dict:
+    """What a network is and what it learnt from."""
+    net = record.denoiser.net
+    return {
+        "parameters": networks.count_parameters(net),
+        "macs": networks.count_macs(net, (3, size, size)),
+        "images_seen": record.images,
+        "training_loss": round(record.loss, 5),
+        **pretrained.machine(),
+    }
+
+
+def errors(denoiser: Denoiser, held_out: torch.Tensor, timesteps: tuple[int, ...]) -> dict[str, float]:
+    """The error of x̂₀ at each noise level."""
+    return {f"t={t}": round(e, 4) for t, e in zip(timesteps, error_per_timestep(denoiser, held_out, timesteps))}
+
+
 def configuration(name: str, seed: int, sigma_data: float) -> TrainConfig:
     """The whole configuration of a row."""
     settings = {
@@ -131,23 +165,13 @@ def train_row(name: str, seed: int, folder: Path) -> None:
     cars = pictures(ROWS[name]["frame"])
     images = cars.part(held_out=False).images
     config = configuration(name, seed, root_mean_square(images))
-    bar = tqdm(total=config.images, desc=f"{name} seed {seed}", unit=" images", file=sys.stdout, mininterval=10)
-    for record in train(config, images, folder, resume=True):
-        bar.update(record.images - bar.n)
-        bar.set_postfix_str(f"loss {record.loss:.4f}")
-    bar.close()
-    if record.stopped:
-        sys.exit("stopped and saved; the same command goes on")
+    record = trained(config, images, f"{name} seed {seed}", folder)
     card = {
         **{option: getattr(config, option) for option in (*pretrained.NEEDED, "sigma_data")},
         "size": SIZE,
-        "parameters": networks.count_parameters(record.denoiser.net),
-        "macs": networks.count_macs(record.denoiser.net, (3, SIZE, SIZE)),
-        "images_seen": record.images,
+        **facts(record, SIZE),
         "steps": record.step,
         "seconds": round(record.seconds),
-        "training_loss": round(record.loss, 5),
-        **pretrained.machine(),
         "config": asdict(config),
     }
     pretrained.save(folder / "weights.safetensors", record.denoiser, card, dtype=torch.float32)
@@ -161,18 +185,17 @@ def train_row(name: str, seed: int, folder: Path) -> None:
 def measure_row(name: str, seed: int, folder: Path, reference: Reference) -> dict:
     """Error per noise level on held-out cars, and `COUNT` drawn pictures against real ones."""
     weights = folder / ("last_weights.safetensors" if name in SAME_RUN else "weights.safetensors")
-    about, pipe = ROWS[name], pipeline.load(weights)
-    errors = error_per_timestep(pipe.denoiser, reference.held_out, TIMESTEPS)
+    pipe = pipeline.load(weights)
     drawn = pipe(range(COUNT), sampler=SAMPLER, steps=STEPS)
     return {
         "row": name,
         "seed": seed,
-        "about": about["about"],
-        "frame": about["frame"],
+        "about": ROWS[name]["about"],
+        "frame": ROWS[name]["frame"],
         **pipe.card,
         "data": f"Stanford Cars train, {reference.num_train} at {SIZE}×{SIZE}",
         "licence": NON_COMMERCIAL,
-        "held_out_error_of_x0_as_share_of_variance": {f"t={t}": round(e, 4) for t, e in zip(TIMESTEPS, errors)},
+        ERRORS: errors(pipe.denoiser, reference.held_out, TIMESTEPS),
         "sampler": SAMPLER,
         "sampler_steps": STEPS,
         "sample_seeds": f"0 … {COUNT - 1}",
@@ -201,49 +224,203 @@ def locked(folder: Path):
     return file
 
 
+@dataclass
+class Ladder:
+    """The ladder of notebook 05: one change at a time, from the network that failed to the best one.
+
+    Every row trains on the same real cars (32×32) in the same order, sees the same number of them with
+    the same batch size, and is measured in the same way; only what `ROWS` says differs.  A row that is
+    interrupted goes on from its checkpoint; a row that is done is left alone; several of these commands
+    may run at once and share the rows out among themselves.  Each row leaves a JSON file under
+    benchmarks/results/ladder/ (committed), and its weights under runs/ladder/ (not committed).
+    """
+
+    rows: tyro.conf.Positional[tuple[str, ...]] = ()  # Default: all of them, those that decide with two seeds.
+    seed: int | None = None  # Default: what is planned for the row.
+    list: bool = False  # Say what there is and what is done.
+    ship: bool = False  # Put the named rows' weights into the package.
+    runs: Path = Path("runs/ladder")  # The folder of the trainings.
+    results: Path = RESULTS / "ladder"  # The folder of the results.
+
+    def __call__(self) -> None:
+        names = chosen("row", self.rows, ROWS)
+        if self.ship:
+            for name in self.rows:
+                print(ship(name, self.results, self.runs))
+            return
+        # The first seed of every row comes before the second of any.
+        plan = [(name, seed) for seed in (0, 1) for name in names if seed == 0 or name in TWICE]
+        if self.seed is not None:
+            plan = [(name, self.seed) for name in names]
+        references: dict[str, Reference] = {}
+        for name, seed in plan:
+            result = self.results / f"{name}-seed{seed}.json"
+            folder = self.runs / f"{SAME_RUN.get(name, name)}-seed{seed}"
+            if self.list:
+                print(f"{name:24} seed {seed}  {'done' if result.exists() else '    '}  {ROWS[name]['about']}")
+                continue
+            if result.exists() or not (lock := locked(folder)):
+                continue
+            if not (folder / "weights.safetensors").exists():
+                train_row(SAME_RUN.get(name, name), seed, folder)
+            frame = ROWS[name]["frame"]
+            if frame not in references:
+                cars = pictures(frame)
+                references[frame] = Reference(cars.part(held_out=False).images, cars.part(held_out=True).images)
+            row = measure_row(name, seed, folder, references[frame])
+            write_json(result, row)
+            print(f"{name} seed {seed}: KID {row['generated']['kid']}, floor {row['floor']['kid']}", flush=True)
+            lock.close()
+
+
+# ---------------------------------------------------------------- the search for a recipe
+
+RECIPE_SIZE, RECIPE_TIMESTEPS, HELD_OUT = 64, (19, 99, 299, 499, 699, 899), 512
+COARSE = {
+    "name": "resnet",
+    "channels": [64, 96],
+    "depth": [2, 2],
+    "decoder_depth": 2,
+    "stem": 4,
+    "skip": "add",
+    "upsample": "nearest",
+    "patch_head": True,
+    "attention": [8],
+    "embedding_dim": 64,
+}
+# One line per candidate: what it is, its network, and what differs in its training.
+CANDIDATES = {
+    "chosen": ("4 resolutions, 2×2 patches, learning rate 0.002", CARS_1M, {"learning_rate": 2e-3}),
+    "slower": ("the same, learning rate 0.001", CARS_1M, {}),
+    "weighted": (
+        "as chosen, errors weighted by the SNR, from 1 to 5",
+        CARS_1M,
+        {"learning_rate": 2e-3, "min_snr_gamma": 5.0, "snr_floor": 1.0},
+    ),
+    "min-SNR": (
+        "as chosen, errors weighted by the SNR, up to 5",
+        CARS_1M,
+        {"learning_rate": 2e-3, "min_snr_gamma": 5.0},
+    ),
+    "no attention": ("as slower, without attention", {**CARS_1M, "attention": []}, {}),
+    "shallow": (
+        "3 resolutions, 2×2 patches",
+        {**CARS_1M, "channels": [32, 64, 112], "depth": [1, 1, 2], "attention": [8]},
+        {},
+    ),
+    "fast": ("3 resolutions, 4×4 patches", {**CARS_1M, "channels": [64, 80, 96], "stem": 4}, {}),
+    "coarse": ("2 resolutions, 4×4 patches", COARSE, {}),
+    "coarse, EDM": ("the same, asked as EDM asks", COARSE, {"prediction_type": "edm"}),
+    "coarse, v": ("the same, asked for v", COARSE, {"prediction_type": "v_prediction"}),
+    "coarse, no skips": ("the same without skips", {**COARSE, "skip": "none"}, {}),
+    "coarse, attention 16": ("the same with attention at 16×16 as well", {**COARSE, "attention": [4, 8]}, {}),
+    "first": ("the network of notebooks 02 and 03", CARS, {}),
+}
+DECISIVE = ("chosen", "slower", "weighted", "fast", "coarse")  # what decided
+
+
+def recipe_configuration(name: str, seed: int, minutes: float, sigma_data: float) -> TrainConfig:
+    _, network, changes = CANDIDATES[name]
+    settings = {"optimizer": "muon", "warmup_steps": 100, "log_every": 50, **changes}
+    return TrainConfig(network=network, minutes=minutes, seed=seed, sigma_data=sigma_data, **settings)
+
+
+def measure_candidate(name: str, seed: int, minutes: float) -> dict:
+    """Train one candidate and take its error at each noise level."""
+    cars = sets.load("stanford_cars", RECIPE_SIZE)
+    config = recipe_configuration(name, seed, minutes, root_mean_square(cars.images))
+    record = trained(config, cars.images, f"{name}, seed {seed}")
+    return {
+        "candidate": name,
+        "about": CANDIDATES[name][0],
+        "seed": seed,
+        "minutes": minutes,
+        **facts(record, RECIPE_SIZE),
+        ERRORS: errors(record.denoiser, cars.held_out[:HELD_OUT], RECIPE_TIMESTEPS),
+        "data": cars.description,
+        "config": asdict(config),
+    }
+
+
+def table(results: list[dict]) -> str:
+    """All candidates as a Markdown table, seeds averaged."""
+    lines = [
+        "| | parameters | million MACs | images seen | " + " | ".join(f"t = {t}" for t in RECIPE_TIMESTEPS) + " |",
+        "| --- | ---: | ---: | ---: |" + " ---: |" * len(RECIPE_TIMESTEPS),
+    ]
+    for name in dict.fromkeys(r["candidate"] for r in results):
+        rows = [r for r in results if r["candidate"] == name]
+        means = [sum(r[ERRORS][f"t={t}"] for r in rows) / len(rows) for t in RECIPE_TIMESTEPS]
+        images = sum(r["images_seen"] for r in rows) // len(rows)
+        lines.append(
+            f"| {name}: {rows[0]['about']} | {rows[0]['parameters']:,} | {rows[0]['macs'] / 1e6:.0f} | {images:,} | "
+            + " | ".join(f"{e:.4f}" for e in means)
+            + " |"
+        )
+    return "\n".join(lines)
+
+
+@dataclass
+class Recipe:
+    """The search for the network of at most a million parameters: candidates, equal minutes each.
+
+    Minutes, not images: a network that costs half as much sees twice as many pictures, which is the
+    bargain to be struck.  What is compared is the error of x̂₀ on held-out cars, which a second seed moves
+    far less than KID.  What is measured already is kept, so the command may be interrupted.  The minutes
+    mean something only on a processor core that does nothing else, which is what taskset is for.  Writes
+    benchmarks/results/recipe.json.
+    """
+
+    candidates: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(help=f"Default: all of {', '.join(CANDIDATES)}.")
+    ] = ()
+    seed: int | None = None  # Default: 0, and 1 for those that decided.
+    minutes: float = 4  # Of training, for each.
+    out: Path = RESULTS / "recipe.json"  # The JSON file of the results.
+
+    def __call__(self) -> None:
+        names = chosen("candidate", self.candidates, CANDIDATES)
+        results = Results(self.out)
+        for seed in (0, 1) if self.seed is None else (self.seed,):
+            for name in names:
+                decisive = not seed or self.seed is not None or name in DECISIVE
+                if decisive and not results.find({"candidate": name, "seed": seed, "minutes": self.minutes}):
+                    results.add(measure_candidate(name, seed, self.minutes))
+        print(table([row for row in results.rows if row["minutes"] == self.minutes]))
+
+
+# ---------------------------------------------------------------- what can be known without training
+
+
+@dataclass
+class LinearBottleneck:
+    """What the best linear denoiser could do through a bottleneck, exactly, on real car pictures.
+
+    Writes the spectrum of the pictures' covariance (12,288 numbers: no picture can be made from it) to
+    benchmarks/results/stanford_cars_spectrum.safetensors, which notebook 03 reads, and prints the table.
+    """
+
+    out: Path = RESULTS / "stanford_cars_spectrum.safetensors"  # The file of the spectrum.
+
+    def __call__(self) -> None:
+        images = stanford_cars.load(size=64).images
+        spectrum = covariance_eigenvalues(images)
+        metadata = {"pictures": str(len(images)), "size": "64", "made_by": "benchmarks/ladder.py linear-bottleneck"}
+        write_atomically(self.out, lambda path: save_file({"eigenvalues": spectrum.float()}, path, metadata=metadata))
+        print(f"{len(images)} pictures, variance {spectrum.sum() / len(spectrum):.4f} per number")
+        print("sigma/alpha   rank   epsilon   v_prediction   sample")
+        for ratio, rank in ((0.05, 2048), (0.2, 2048), (1, 2048), (1, 8192), (10, 2048)):
+            kinds = ("epsilon", "v_prediction", "sample")
+            row = [linear_bottleneck_error(spectrum, ratio, rank, kind) for kind in kinds]
+            print(f"{ratio:<11g} {rank:6d} " + " ".join(f"{error:12.3f}" for error in row))
+
+
+COMMANDS = {"rows": Ladder, "recipe": Recipe, "linear-bottleneck": LinearBottleneck}
+
+
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rows", nargs="*", help="default: all of them, those that decide with two seeds")
-    parser.add_argument("--seed", type=int, help="default: what is planned for the row")
-    parser.add_argument("--list", action="store_true", help="say what there is and what is done")
-    parser.add_argument("--ship", action="store_true", help="put the named rows' weights into the package")
-    parser.add_argument("--runs", type=Path, default=Path("runs/ladder"))
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    args = parser.parse_args(arguments)
-    unknown = [name for name in args.rows if name not in ROWS]
-    if unknown:
-        raise ValueError(f"no row named {unknown[0]!r}: --list shows them")
-    if args.ship:
-        for name in args.rows:
-            print(ship(name, args.results, args.runs))
-        return
-    # The first seed of every row comes before the second of any.
-    plan = [(name, seed) for seed in (0, 1) for name in args.rows or ROWS if seed == 0 or name in TWICE]
-    if args.seed is not None:
-        plan = [(name, args.seed) for name in args.rows or ROWS]
-    references: dict[str, Reference] = {}
-    for name, seed in plan:
-        result = args.results / f"{name}-seed{seed}.json"
-        folder = args.runs / f"{SAME_RUN.get(name, name)}-seed{seed}"
-        if args.list:
-            print(f"{name:24} seed {seed}  {'done' if result.exists() else '    '}  {ROWS[name]['about']}")
-            continue
-        if result.exists() or not (lock := locked(folder)):
-            continue
-        if not (folder / "weights.safetensors").exists():
-            train_row(SAME_RUN.get(name, name), seed, folder)
-        frame = ROWS[name]["frame"]
-        if frame not in references:
-            cars = pictures(frame)
-            references[frame] = Reference(cars.part(held_out=False).images, cars.part(held_out=True).images)
-        measured = measure_row(name, seed, folder, references[frame])
-        write_json(result, measured)
-        print(f"{name} seed {seed}: KID {measured['generated']['kid']}, floor {measured['floor']['kid']}", flush=True)
-        lock.close()
+    parse(COMMANDS, __doc__, arguments)()
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
+    run(main)

@@ -19,8 +19,6 @@ Writes benchmarks/results/peers-SIZE-DEVICE.json, a peer at a time; what it hold
 measured again.
 """
 
-import argparse
-import json
 import resource
 import subprocess
 import sys
@@ -31,17 +29,21 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+import tyro
+from common import RESULTS, Results, chosen, parse, run
 from torch import Tensor, nn
 from torch.optim import Adam, AdamW
 from torch.optim.swa_utils import AveragedModel
 
 from diffusion_utils import networks, pipeline, pretrained
+from diffusion_utils.commands.sample import DEVICE
 from diffusion_utils.data import sets, to_uint8
 from diffusion_utils.evaluation import Reference
-from diffusion_utils.files import keep_freed_memory, write_json
+from diffusion_utils.files import keep_freed_memory
 from diffusion_utils.networks.presets import PRESETS
 from diffusion_utils.plotting import save_grid
 from diffusion_utils.prediction import Denoiser, target
@@ -52,7 +54,6 @@ from diffusion_utils.training.batches import make_batch
 from diffusion_utils.training.loop import bf16_is_native
 from diffusion_utils.training.optimizers import Muon, ema_update
 
-RESULTS = Path(__file__).parent / "results"
 SAMPLER, STEPS = "dpm_solver_pp", 20
 
 
@@ -318,7 +319,7 @@ def peak_memory_mib(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
-def measure(name: str, args: argparse.Namespace) -> dict:
+def measure(name: str, args: "Peers") -> dict:
     """Train one peer, draw from it, and compare what it drew with held-out cars."""
     peer, device = PEERS[name], torch.device(args.device)
     keep_freed_memory()
@@ -359,7 +360,7 @@ def measure(name: str, args: argparse.Namespace) -> dict:
     return {**result, "first_16": drawn[:16]}
 
 
-def measure_shipped(name: str, args: argparse.Namespace) -> dict:
+def measure_shipped(name: str, args: "Peers") -> dict:
     """Compare weights of the package with the same held-out cars: drawn at their own size, as their
     card advises, and shrunk to the size of the peers' pictures."""
     pictures, pipe = sets.load("stanford_cars", args.size), pipeline.load(name, args.device)
@@ -402,56 +403,56 @@ def table(results: list[dict]) -> str:
     return "\n".join(lines)
 
 
+@dataclass
+class Peers:
+    peers: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(help=f"Default: all of {', '.join(PEERS)}.")
+    ] = ()
+    size: int = 64  # Of the pictures, in pixels.
+    minutes: float = 8  # Of training, for each.
+    count: int = 748  # How many pictures to draw for KID.
+    device: str = DEVICE  # Where to train and draw, such as cpu or cuda.
+    out: Path | None = None  # The JSON file; default: benchmarks/results/peers-SIZE-DEVICE.json.
+    shipped: str | None = None  # Set these weights of the package beside the peers.
+    one: bool = False  # Measure one peer in this very process; the command starts one for each.
+
+    def __call__(self) -> None:
+        names = chosen("peer", self.peers, PEERS)
+        card = pretrained.card(self.shipped) if self.shipped else None
+        if card and (not card["data"].startswith("Stanford Cars") or card["size"] < self.size):
+            cars = f"{self.size}×{self.size} cars"
+            raise ValueError(f"{self.shipped} ({card['data']}) cannot be set beside peers of {cars}")
+        out = self.out or RESULTS / f"peers-{self.size}-{self.device.split(':')[0]}.json"
+        results = Results(out)
+        if self.one:
+            row = measure(names[0], self)
+            save_grid(row.pop("first_16"), out.with_name(f"{out.stem}-{names[0].replace(' ', '-')}.png"), 8)
+            results.add(row)
+            return
+        settings = {"minutes": self.minutes, "count": self.count, "size": self.size}
+        for name in names:
+            PEERS[name].schedule()  # says now, not after the others' minutes, if its library is missing
+        for name in names:
+            if results.find({"peer": name, **settings}):
+                continue
+            print(f"{name}: {self.minutes:g} minutes of training", flush=True)
+            options = [f"--{key}={value}" for key, value in {**settings, "out": out, "device": self.device}.items()]
+            if failed := subprocess.run([sys.executable, __file__, name, "--one", *options]).returncode:
+                sys.exit(failed)  # its own process has said what went wrong
+        results = Results(out)
+        rows = [row for row in results.rows if {key: row[key] for key in settings} == settings]
+        if self.shipped:  # measured anew each time: the weights may be others by now
+            rows.append(measure_shipped(self.shipped, self))
+            before = results.find({key: rows[-1][key] for key in ("peer", "count", "size")})
+            if before:
+                results.rows.remove(before)
+            results.add(rows[-1])
+        print(table(rows))
+
+
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("peers", nargs="*", help=f"default: all of {', '.join(PEERS)}")
-    add("--size", type=int, default=64, help="of the pictures, in pixels")
-    add("--minutes", type=float, default=8, help="of training, for each")
-    add("--count", type=int, default=748, help="how many pictures to draw for KID")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--out", type=Path, help="the JSON file; default: benchmarks/results/peers-SIZE-DEVICE.json")
-    add("--shipped", choices=pretrained.names(), help="set these weights of the package beside the peers")
-    add("--one", action="store_true", help=argparse.SUPPRESS)  # one peer, in this very process
-    args = parser.parse_args(arguments)
-    unknown = [name for name in args.peers if name not in PEERS]
-    if unknown:
-        raise ValueError(f"no peer named {unknown[0]!r}: choose out of {', '.join(PEERS)}")
-    card = pretrained.card(args.shipped) if args.shipped else None
-    if card and (not card["data"].startswith("Stanford Cars") or card["size"] < args.size):
-        raise ValueError(f"{args.shipped} ({card['data']}) cannot be set beside peers of {args.size}×{args.size} cars")
-    out = args.out or RESULTS / f"peers-{args.size}-{args.device.split(':')[0]}.json"
-    done = json.loads(out.read_bytes()) if out.exists() else []
-    if args.one:
-        result = measure(args.peers[0], args)
-        save_grid(result.pop("first_16"), out.with_name(f"{out.stem}-{args.peers[0].replace(' ', '-')}.png"), 8)
-        write_json(out, [*done, result])
-        return
-    asked = {"minutes": args.minutes, "count": args.count, "size": args.size}
-    for name in args.peers or PEERS:
-        PEERS[name].schedule()  # says now, not after the others' minutes, if its library is missing
-    for name in args.peers or PEERS:
-        if {"peer": name, **asked} in [{key: r[key] for key in ("peer", *asked)} for r in done]:
-            continue
-        print(f"{name}: {args.minutes:g} minutes of training", flush=True)
-        options = [f"--{key}={value}" for key, value in {**asked, "out": out, "device": args.device}.items()]
-        subprocess.run([sys.executable, __file__, name, "--one", *options], check=True)
-    results = json.loads(out.read_bytes())
-    rows = [r for r in results if {key: r[key] for key in asked} == asked]
-    if args.shipped:  # measured anew each time: the weights may be others by now
-        rows.append(measure_shipped(args.shipped, args))
-        same = {key: rows[-1][key] for key in ("peer", "count", "size")}
-        others = [r for r in results if {key: r[key] for key in same} != same]
-        write_json(out, others + rows[-1:])
-    print(table(rows))
+    parse(Peers, __doc__, arguments)()
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ModuleNotFoundError as missing:
-        sys.exit(f"error: {missing}: pip install denoising-diffusion-pytorch smalldiffusion diffusers")
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
-    except subprocess.CalledProcessError as failed:  # its own process has said what went wrong
-        sys.exit(failed.returncode)
+    run(main)

@@ -29,9 +29,7 @@ def module(name):
     return loaded
 
 
-peers, curve, drawing_speed, guidance, samplers, recipe, prompts, latent = map(
-    module, ("peers", "curve", "drawing_speed", "guidance", "samplers", "recipe", "prompts", "latent")
-)
+peers, ladder, ways, speed = map(module, ("peers", "ladder", "ways", "speed"))
 TINY = {"name": "resnet", "channels": [8], "stem": 4, "embedding_dim": 8, "cond_dim": 9}
 KINDS = dict.fromkeys(stanford_cars.BODY_TYPES, 1 / 9)
 
@@ -228,7 +226,7 @@ def test_an_unknown_peer_is_named(tmp_path):
 
 def run_curve(tmp_path, *more):
     own = ["--count", "6", "--steps", "2", "--device", "cpu", "--results", str(tmp_path)]
-    curve.main([str(tmp_path / "run"), *own, *more])
+    ways.main(["curve", str(tmp_path / "run"), *own, *more])
     return json.loads((tmp_path / "curve-run.json").read_text())
 
 
@@ -262,7 +260,6 @@ def test_a_measured_snapshot_is_shipped_with_its_guide(tmp_path, monkeypatch, sa
     package = tmp_path / "package"
     package.mkdir()
     monkeypatch.setattr(pretrained, "FOLDER", package)
-    monkeypatch.setattr(curve.ship, "__defaults__", (package,))
     own = ["--only", "200", "--guidance-scale", "2", "--guide", str(paths[0])]
     with pytest.raises(ValueError, match="was not measured like that yet"):
         run_curve(tmp_path, *own, "--ship", "mine")
@@ -296,19 +293,19 @@ def test_a_run_without_snapshots_is_an_error(tmp_path):
 def test_ways_of_guidance_are_measured_once_for_each_state_of_the_weights(tmp_path, monkeypatch, save):
     weights = tmp_path / "mine.safetensors"
     save(weights, 500)
-    ways = {
+    few = {
         "plain": {"steps": 2},
         "without encoder.0, w = 3": {"steps": 2, "guidance_scale": 3, "skip_layers": ["encoder.0"]},
     }
-    monkeypatch.setattr(guidance, "WAYS", ways)
-    monkeypatch.setattr(guidance, "AUTOGUIDANCE", {"an earlier self, w = 2": {"steps": 2, "guidance_scale": 2}})
+    monkeypatch.setattr(ways, "GUIDANCE", few)
+    monkeypatch.setattr(ways, "AUTOGUIDANCE", {"an earlier self, w = 2": {"steps": 2, "guidance_scale": 2}})
 
     def measured(*more):
-        guidance.main(["--weights", str(weights), "--count", "6", "--results", str(tmp_path), *more])
+        ways.main(["guidance", "--weights", str(weights), "--count", "6", "--results", str(tmp_path), *more])
         return json.loads((tmp_path / "guidance-mine.json").read_text())
 
     rows = measured()
-    assert [row["way"] for row in rows] == list(ways)
+    assert [row["way"] for row in rows] == list(few)
     assert rows[0]["generated"] != rows[1]["generated"] and rows[0]["floor"] == rows[1]["floor"]
     assert (rows[1]["skip_layers"], rows[1]["images_seen"], rows[1]["count"]) == (["encoder.0"], 500, 6)
     rows = measured("--guide", str(save(tmp_path / "weak.safetensors", 100, seed=1)))
@@ -321,7 +318,7 @@ def test_ways_of_guidance_are_measured_once_for_each_state_of_the_weights(tmp_pa
 
 def test_every_way_of_guidance_can_be_drawn_with_the_shipped_weights():
     pipe = replace(pipeline.load("stanford-cars-1m"), drawing=DEFAULT)
-    for way in guidance.WAYS.values():
+    for way in ways.GUIDANCE.values():
         guided = pipe.guided(range(2), **way)
         assert isinstance(guided, Guided) and (guided.guide is not None) == ("skip_layers" in way)
         assert guided.guidance_scale == way.get("guidance_scale", 1) and guided.time_shift == way.get("time_shift", 0)
@@ -332,16 +329,25 @@ def test_every_way_of_guidance_can_be_drawn_with_the_shipped_weights():
 
 def test_every_sampler_is_measured_once_with_every_number_of_steps(tmp_path, monkeypatch, save):
     weights = save(tmp_path / "mine.safetensors", 500)
-    monkeypatch.setattr(samplers, "STEPS", (1, 3))
-    command = ["--weights", str(weights), "--count", "6", "--results", str(tmp_path)]
-    samplers.main(command)
+    monkeypatch.setattr(ways, "STEPS", (1, 3))
+    command = ["samplers", "--weights", str(weights), "--count", "6", "--results", str(tmp_path)]
+    ways.main(command)
     rows = json.loads((tmp_path / "samplers-mine.json").read_text())
-    assert [(row["sampler"], row["steps"]) for row in rows] == [(s, n) for n in (1, 3) for s in samplers.SAMPLERS]
+    assert [(row["sampler"], row["steps"]) for row in rows] == [(s, n) for n in (1, 3) for s in ways.SAMPLERS]
     assert len({json.dumps(row["generated"]) for row in rows if row["steps"] == 3}) == 3
     assert all(row["floor"] == rows[0]["floor"] and row["size"] == 32 for row in rows)
     monkeypatch.setattr(Pipeline, "__call__", None)  # would fail if it were called
-    samplers.main(command)
+    ways.main(command)
     assert json.loads((tmp_path / "samplers-mine.json").read_text()) == rows
+
+
+@pytest.mark.parametrize("question, name", [("guidance", "stanford-cars-1m"), ("samplers", "cars32-none-sample")])
+def test_what_comes_with_the_repository_is_not_measured_again(tmp_path, monkeypatch, question, name):
+    stored = (ways.RESULTS / f"{question}-{name}.json").read_bytes()
+    (tmp_path / f"{question}-{name}.json").write_bytes(stored)
+    monkeypatch.setattr(Pipeline, "__call__", None)  # would fail if it were called
+    ways.main([question, "--results", str(tmp_path)])
+    assert (tmp_path / f"{question}-{name}.json").read_bytes() == stored
 
 
 # ---------------------------------------------------------------- speed
@@ -352,9 +358,9 @@ def test_ways_of_drawing_are_timed_beside_each_other(tmp_path, monkeypatch, caps
     monkeypatch.setattr(torch, "compile", lambda net: net)
     own = ["--rounds", "1", "--steps", "8", "--guidance-scale", "2", "--device", "cpu"]
     out = tmp_path / "speed.json"
-    drawing_speed.main(["--weights", str(weights), "--student", str(student), *own, "--out", str(out)])
-    ways = json.loads(out.read_text())["ways"]
-    assert list(ways) == [
+    speed.main(["drawing", "--weights", str(weights), "--student", str(student), *own, "--out", str(out)])
+    timed = json.loads(out.read_text())["ways"]
+    assert list(timed) == [
         "as advised",
         "bf16",
         "compiled",
@@ -365,8 +371,8 @@ def test_ways_of_drawing_are_timed_beside_each_other(tmp_path, monkeypatch, caps
         "student, 2",
         "student, 4",
     ]
-    assert [way["steps"] for way in ways.values()] == [8, 8, 8, 8, 4, 2, 1, 2, 4]
-    assert ways["as advised"]["ratio"] == 1 and all(way["seconds"] > 0 for way in ways.values())
+    assert [way["steps"] for way in timed.values()] == [8, 8, 8, 8, 4, 2, 1, 2, 4]
+    assert timed["as advised"]["ratio"] == 1 and all(way["seconds"] > 0 for way in timed.values())
     assert len(capsys.readouterr().out.splitlines()) == 10
 
 
@@ -377,9 +383,9 @@ def test_the_preset_is_what_the_peers_are_compared_with():
 # ---------------------------------------------------------------- recipe
 
 
-@pytest.mark.parametrize("name", recipe.CANDIDATES)
+@pytest.mark.parametrize("name", ladder.CANDIDATES)
 def test_every_candidate_has_at_most_about_a_million_parameters(name):
-    config = recipe.configuration(name, 0, 3, 0.5)
+    config = ladder.recipe_configuration(name, 0, 3, 0.5)
     with torch.device("meta"):
         net = networks.build(**config.network)
     assert 0.9e6 < networks.count_parameters(net) < 1.05e6
@@ -387,24 +393,24 @@ def test_every_candidate_has_at_most_about_a_million_parameters(name):
 
 def test_a_candidate_is_trained_and_measured_once(tmp_path, monkeypatch, capsys):
     small = {"name": "resnet", "channels": [8], "stem": 4, "embedding_dim": 8}
-    monkeypatch.setattr(recipe, "CANDIDATES", {"a": ("small", small, {"batch_size": 4}), "b": ("small", small, {})})
-    for name, value in (("SIZE", 16), ("TIMESTEPS", (99, 899)), ("TWICE", ("a",))):
-        monkeypatch.setattr(recipe, name, value)
+    monkeypatch.setattr(ladder, "CANDIDATES", {"a": ("small", small, {"batch_size": 4}), "b": ("small", small, {})})
+    for name, value in (("RECIPE_SIZE", 16), ("RECIPE_TIMESTEPS", (99, 899)), ("DECISIVE", ("a",))):
+        monkeypatch.setattr(ladder, name, value)
     out = tmp_path / "recipe.json"
-    recipe.main(["--minutes", "0.002", "--out", str(out)])
+    ladder.main(["recipe", "--minutes", "0.002", "--out", str(out)])
     results = json.loads(out.read_text())
     assert [(r["candidate"], r["seed"]) for r in results] == [("a", 0), ("b", 0), ("a", 1)]
     assert all(r["images_seen"] > 0 and len(r["held_out_error_of_x0_as_share_of_variance"]) == 2 for r in results)
     lines = capsys.readouterr().out.splitlines()[-4:]
     assert lines[2].startswith("| a: small |") and len({line.count("|") for line in lines}) == 1
-    monkeypatch.setattr(recipe, "measure", None)  # would fail if it were called
-    recipe.main(["--minutes", "0.002", "--out", str(out)])
+    monkeypatch.setattr(ladder, "measure_candidate", None)  # would fail if it were called
+    ladder.main(["recipe", "--minutes", "0.002", "--out", str(out)])
     assert json.loads(out.read_text()) == results
 
 
 def test_an_unknown_candidate_is_named():
     with pytest.raises(ValueError, match="no candidate named 'x': choose out of chosen, slower"):
-        recipe.main(["x"])
+        ladder.main(["recipe", "x"])
 
 
 class Blind:
@@ -437,13 +443,13 @@ def text_weights(tiny_weights):
 
 def test_prompt_accuracy_is_measured_once_for_every_way(tmp_path, monkeypatch, capsys, text_weights):
     loaded = toy_cars.load(30, 16)
-    monkeypatch.setattr(prompts, "train_reader", lambda cars: Blind())
-    monkeypatch.setattr(prompts.toy_cars, "load", lambda *args, **more: loaded)
+    monkeypatch.setattr(ways, "train_reader", lambda cars: Blind())
+    monkeypatch.setattr(toy_cars, "load", lambda *args, **more: loaded)
     (tmp_path / "mine" / "snapshots").mkdir(parents=True)
     weights = text_weights(tmp_path / "mine/snapshots/weights_000000007.safetensors", "toy cars")
-    command = ["--weights", weights, "--times", "1", "--results", str(tmp_path), "--only", "w = 0", "w = 1"]
-    prompts.main(command)
-    prompts.main(command)
+    command = ["prompts", "--weights", weights, "--times", "1", "--results", str(tmp_path), "--only", "w = 0", "w = 1"]
+    ways.main(command)
+    ways.main(command)
     rows = json.loads((tmp_path / "prompts-mine.json").read_text())
     assert [row["way"] for row in rows] == ["w = 0", "w = 1"] and {row["count"] for row in rows} == {288}
     # red sedans are no held-out kind; one body in six, one of 252 kinds
@@ -460,15 +466,16 @@ def cars(monkeypatch):
     classes = ["Ford F-150 Regular Cab 2007", "Audi TT RS Coupe 2012"]
     names = [f"{i:05d}.jpg" for i in range(40)]
     photos = stanford_cars.CarPictures(toy_cars.load(40, 16).images, names, torch.arange(40) % 2, classes, [])
-    monkeypatch.setattr(prompts.stanford_cars, "load", lambda size: photos)
+    monkeypatch.setattr(stanford_cars, "load", lambda size: photos)
     return photos
 
 
 def test_prompts_of_photographs_are_judged_by_pixels_and_features(tmp_path, cars, monkeypatch, text_weights):
     asked = []
-    monkeypatch.setattr(prompts, "draw", lambda weights, texts, way: asked.append(texts) or cars.part(True).images)
+    drawn = cars.part(True).images
+    monkeypatch.setattr(Pipeline, "__call__", lambda pipe, seeds, prompt, **way: asked.append(prompt) or drawn)
     weights = text_weights(tmp_path / "photos.safetensors", "Stanford Cars")
-    prompts.main(["--weights", weights, "--results", str(tmp_path), "--only", "not guided"])
+    ways.main(["prompts", "--weights", weights, "--results", str(tmp_path), "--only", "not guided"])
     (row,) = json.loads((tmp_path / "prompts-photos.json").read_text())
     assert len(asked[0]) == len(cars.part(True).images) == row["count"]
     assert all(text.startswith(("a ", "an ")) and text.endswith(("pickup", "coupe")) for text in asked[0])
@@ -485,7 +492,7 @@ def test_prompts_of_photographs_are_judged_by_pixels_and_features(tmp_path, cars
 )
 def test_what_prompts_cannot_measure_is_said(tmp_path, arguments, message):
     with pytest.raises(ValueError, match=message):
-        prompts.main([*arguments, "--results", str(tmp_path)])
+        ways.main(["prompts", *arguments, "--results", str(tmp_path)])
     assert not list(tmp_path.iterdir())
 
 
@@ -496,24 +503,14 @@ def test_latents_are_measured_beside_pixels(tmp_path, cars, capsys, text_weights
     (tmp_path / "pixels").mkdir()
     text_weights(tmp_path / "pixels/weights.safetensors", "Stanford Cars")
     latents = text_weights(tmp_path / "latents.safetensors", "Stanford Cars", autoencoder=encoder)
-    command = [
-        str(tmp_path / "pixels"),
-        latents,
-        "--autoencoders",
-        encoder,
-        "--results",
-        str(tmp_path),
-        "--count",
-        "4",
-        "--only",
-        "not guided",
-        "without middle and caption, w = 3",
-    ]
-    latent.main(command)
-    latent.main(command)
+    weights = [str(tmp_path / "pixels"), latents]
+    chosen = ["not guided", "without middle and caption, w = 3"]
+    own = ["--autoencoders", encoder, "--results", str(tmp_path), "--count", "4", "--only", *chosen]
+    for _ in range(2):
+        ways.main(["latent", *weights, *own])
     found = json.loads((tmp_path / "latent.json").read_text())
     assert [(row["weights"], row["way"]) for row in found["networks"]] == [
-        (name, way) for name in ("pixels", "latents") for way in command[-2:]
+        (name, way) for name in ("pixels", "latents") for way in chosen
     ]
     first, *_, last = found["networks"]
     assert last["skip_layers"] == ["net.encoder.2"] and first["skip_layers"] is None
@@ -526,9 +523,9 @@ def test_latents_are_measured_beside_pixels(tmp_path, cars, capsys, text_weights
         and lost["counts"]["generated"] == len(cars.part(True).images[:4])
         and lost["psnr"] < 30
     )
-    latent.main([*command, "--speed", "--rounds", "1"])
-    speed = json.loads((tmp_path / "latent-speed.json").read_text())["networks"]
-    assert speed["pixels"]["ratio"] == 1 and speed["latents"]["seconds"] > 0
+    speed.main(["latent", *weights, "--results", str(tmp_path), "--rounds", "1"])
+    times = json.loads((tmp_path / "latent-speed.json").read_text())["networks"]
+    assert times["pixels"]["ratio"] == 1 and times["latents"]["seconds"] > 0
     for weights, message in ((["stanford-cars-1m"], "takes no prompts"), ([latents, latents], "different names")):
         with pytest.raises(ValueError, match=message):
-            latent.main([*weights, "--results", str(tmp_path)])
+            ways.main(["latent", *weights, "--results", str(tmp_path)])

@@ -62,7 +62,7 @@ def test_the_peers_pictures_are_cut_out_of_their_grids(tmp_path, monkeypatch):
 
 
 def test_without_measurements_there_is_no_learning_curve(tmp_path):
-    with pytest.raises(FileNotFoundError, match="run benchmarks/curve.py"):
+    with pytest.raises(FileNotFoundError, match="run benchmarks/ways.py curve"):
         figures.learning_curve(tmp_path, tmp_path)
     assert not list(tmp_path.iterdir())
 

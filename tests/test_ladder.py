@@ -3,6 +3,7 @@ command that makes them can be stopped, resumed and run twice."""
 
 import importlib.util
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,10 +17,12 @@ from diffusion_utils.evaluation import features
 from diffusion_utils.training import TrainConfig
 
 FILE = Path(__file__).parents[1] / "benchmarks" / "ladder.py"
+sys.path.append(str(FILE.parent))  # as Python does for a command that lies there
 spec = importlib.util.spec_from_file_location("ladder", FILE)
 ladder = importlib.util.module_from_spec(spec)
+sys.modules["ladder"] = ladder
 spec.loader.exec_module(ladder)
-RESULTS = sorted(ladder.RESULTS.glob("*.json"))
+RESULTS = sorted((ladder.RESULTS / "ladder").glob("*.json"))
 
 
 @pytest.mark.parametrize("name", ladder.ROWS)
@@ -95,7 +98,7 @@ def small(monkeypatch, tmp_path):
     features.extractor.cache_clear()
 
     def run(*arguments):
-        ladder.main([*arguments, "--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results")])
+        ladder.main(["rows", *arguments, "--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results")])
         return sorted(path.name for path in (tmp_path / "results").glob("*"))
 
     yield run, tmp_path

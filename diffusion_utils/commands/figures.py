@@ -261,7 +261,7 @@ def nearest_neighbours():
 @figure("learning_curve.svg")
 def learning_curve(results: Path = Path("benchmarks/results")):
     """KID of the headline's snapshots against the pictures seen in training, for each way of drawing
-    that several were drawn in; measured by benchmarks/curve.py."""
+    that several were drawn in; measured by benchmarks/ways.py curve."""
     rows = [row for path in sorted(results.glob("curve-*.json")) for row in json.loads(path.read_bytes())]
     same = {"sampler": "dpm_solver_pp", "steps": 20, "seed": 0, "count": 748}
     same |= dict.fromkeys(("guide", "interval", "condition"))
@@ -275,7 +275,8 @@ def learning_curve(results: Path = Path("benchmarks/results")):
         lines.setdefault(name, []).append((row["images_seen"] / 1e6, 1000 * row["generated"]["kid"], ""))
     lines = {name: line for name, line in lines.items() if len(line) > 1}
     if not lines:
-        raise FileNotFoundError(f"{results} holds no two snapshots to compare: run benchmarks/curve.py on a training")
+        command = "benchmarks/ways.py curve"
+        raise FileNotFoundError(f"{results} holds no two snapshots to compare: run {command} on a training")
     drawn = points(lines, "million pictures seen", "KID × 1000")
     above = (0.5, 1.0)  # where no line is
     drawn.axes[0].legend(loc="lower center", bbox_to_anchor=above, ncols=2, frameon=False)
