@@ -1,6 +1,6 @@
 """Write weights as ONNX, so that they draw where there is no PyTorch: in a browser, for one.
 
-    python -m diffusion_utils export --weights stanford-cars-1m --out docs/models
+    python -m diffusion_utils export --weights stanford-cars-1m --out site/models
 
 gives `stanford-cars-1m.onnx`, the guided denoiser as a graph that any ONNX runtime runs, and
 `stanford-cars-1m.json`, what else it takes to draw with it: ᾱ of every timestep, the words or the
