@@ -96,23 +96,22 @@ def by_name(weights: Collection[str]) -> dict[str, str]:
     paths = [str(Path(path) / "weights.safetensors") if Path(path).is_dir() else path for path in weights]
     named = {name_of(path): path for path in paths}
     if len(named) < len(paths) or len({pretrained.card(path)["size"] for path in paths}) != 1:
-        raise ValueError(
-            "weights are kept by their names and drawn at one size: give weights of different names and one size"
-        )
+        raise ValueError("weights are kept by name and drawn at one size: give different names, and one size")
     return named
 
 
-def parse(benchmarks: type | dict[str, type], description: str, arguments: list[str] | None) -> Callable[[], None]:
-    """The benchmark that a command line asks for, one or by name one of several, ready to be called."""
+def command(benchmarks: type | dict[str, type], description: str) -> Callable[..., None]:
+    """`main(arguments)` of a script: it runs the benchmark that a command line asks for, one or by name one of several;
+    without arguments that of the process, and then an expected error becomes one sentence."""
     cli = tyro.extras.subcommand_cli_from_dict if isinstance(benchmarks, dict) else tyro.cli
-    return cli(benchmarks, args=arguments, description=description, config=(tyro.conf.OmitArgPrefixes,))
 
+    def main(arguments: list[str] | None = None) -> None:
+        try:
+            cli(benchmarks, args=arguments, description=description, config=(tyro.conf.OmitArgPrefixes,))()
+        except (ValueError, OSError, FloatingPointError, ImportError) as error:
+            if arguments is not None:
+                raise
+            lacking = "; pip install denoising-diffusion-pytorch smalldiffusion diffusers"
+            sys.exit(f"error: {error}{lacking if isinstance(error, ModuleNotFoundError) else ''}")
 
-def run(main: Callable[[], None]) -> None:
-    """Run a script; an expected error becomes one sentence."""
-    try:
-        main()
-    except ModuleNotFoundError as missing:
-        sys.exit(f"error: {missing}: pip install denoising-diffusion-pytorch smalldiffusion diffusers")
-    except (ValueError, OSError, FloatingPointError, ImportError) as error:
-        sys.exit(f"error: {error}")
+    return main

@@ -18,14 +18,14 @@ from typing import Annotated
 
 import torch
 import tyro
-from common import RESULTS, Results, chosen, parse, run
+from common import RESULTS, Results, chosen, command
 from safetensors.torch import save_file
 from tqdm import tqdm
 
 from diffusion_utils import networks, pipeline, pretrained
 from diffusion_utils.data import root_mean_square, sets, stanford_cars
 from diffusion_utils.data.sets import NON_COMMERCIAL
-from diffusion_utils.evaluation import Reference, covariance_eigenvalues, error_per_timestep, linear_bottleneck_error
+from diffusion_utils.evaluation import Reference, covariance_eigenvalues, error_per_timestep
 from diffusion_utils.files import write_atomically, write_json
 from diffusion_utils.networks.presets import CARS, CARS_1M
 from diffusion_utils.prediction import Denoiser
@@ -50,11 +50,8 @@ MAIN, MAIN_ASKED = BASE, "sample"  # "none-sample", the best KID of all skips an
 
 def row(about: str, prediction_type: str, network: dict, frame: str = "crop", **settings) -> dict:
     """One row: what it shows, which pictures it sees, and its settings for `TrainConfig`."""
-    return {
-        "about": about,
-        "frame": frame,
-        "settings": {"prediction_type": prediction_type, "network": network, **settings},
-    }
+    settings = {"prediction_type": prediction_type, "network": network, **settings}
+    return {"about": about, "frame": frame, "settings": settings}
 
 
 def change(about: str, network: dict | None = None, **settings) -> dict:
@@ -142,14 +139,8 @@ def errors(denoiser: Denoiser, held_out: torch.Tensor, timesteps: tuple[int, ...
 
 def configuration(name: str, seed: int, sigma_data: float) -> TrainConfig:
     """The whole configuration of a row."""
-    settings = {
-        "images": IMAGES,
-        "batch_size": BATCH,
-        "warmup_steps": 100,
-        "sigma_data": sigma_data,
-        **ROWS[name]["settings"],
-    }
-    return TrainConfig(**settings, seed=seed, log_every=50, checkpoint_every=200)
+    settings = {"images": IMAGES, "batch_size": BATCH, "warmup_steps": 100, **ROWS[name]["settings"]}
+    return TrainConfig(**settings, sigma_data=sigma_data, seed=seed, log_every=50, checkpoint_every=200)
 
 
 def pictures(frame: str) -> stanford_cars.CarPictures:
@@ -276,32 +267,15 @@ class Ladder:
 # ---------------------------------------------------------------- the search for a recipe
 
 RECIPE_SIZE, RECIPE_TIMESTEPS, HELD_OUT = 64, (19, 99, 299, 499, 699, 899), 512
-COARSE = {
-    "name": "resnet",
-    "channels": [64, 96],
-    "depth": [2, 2],
-    "decoder_depth": 2,
-    "stem": 4,
-    "skip": "add",
-    "upsample": "nearest",
-    "patch_head": True,
-    "attention": [8],
-    "embedding_dim": 64,
-}
+COARSE = dict(name="resnet", channels=[64, 96], depth=[2, 2], decoder_depth=2, stem=4, attention=[8], embedding_dim=64)
+COARSE |= dict(skip="add", upsample="nearest", patch_head=True)
+WEIGHTED = {"learning_rate": 2e-3, "min_snr_gamma": 5.0}
 # One line per candidate: what it is, its network, and what differs in its training.
 CANDIDATES = {
     "chosen": ("4 resolutions, 2×2 patches, learning rate 0.002", CARS_1M, {"learning_rate": 2e-3}),
     "slower": ("the same, learning rate 0.001", CARS_1M, {}),
-    "weighted": (
-        "as chosen, errors weighted by the SNR, from 1 to 5",
-        CARS_1M,
-        {"learning_rate": 2e-3, "min_snr_gamma": 5.0, "snr_floor": 1.0},
-    ),
-    "min-SNR": (
-        "as chosen, errors weighted by the SNR, up to 5",
-        CARS_1M,
-        {"learning_rate": 2e-3, "min_snr_gamma": 5.0},
-    ),
+    "weighted": ("as chosen, errors weighted by the SNR, from 1 to 5", CARS_1M, {**WEIGHTED, "snr_floor": 1.0}),
+    "min-SNR": ("as chosen, errors weighted by the SNR, up to 5", CARS_1M, WEIGHTED),
     "no attention": ("as slower, without attention", {**CARS_1M, "attention": []}, {}),
     "shallow": (
         "3 resolutions, 2×2 patches",
@@ -342,24 +316,6 @@ def measure_candidate(name: str, seed: int, minutes: float) -> dict:
     }
 
 
-def table(results: list[dict]) -> str:
-    """All candidates as a Markdown table, seeds averaged."""
-    lines = [
-        "| | parameters | million MACs | images seen | " + " | ".join(f"t = {t}" for t in RECIPE_TIMESTEPS) + " |",
-        "| --- | ---: | ---: | ---: |" + " ---: |" * len(RECIPE_TIMESTEPS),
-    ]
-    for name in dict.fromkeys(r["candidate"] for r in results):
-        rows = [r for r in results if r["candidate"] == name]
-        means = [sum(r[ERRORS][f"t={t}"] for r in rows) / len(rows) for t in RECIPE_TIMESTEPS]
-        images = sum(r["images_seen"] for r in rows) // len(rows)
-        lines.append(
-            f"| {name}: {rows[0]['about']} | {rows[0]['parameters']:,} | {rows[0]['macs'] / 1e6:.0f} | {images:,} | "
-            + " | ".join(f"{e:.4f}" for e in means)
-            + " |"
-        )
-    return "\n".join(lines)
-
-
 @dataclass
 class Recipe:
     """The search for the network of at most a million parameters: candidates, equal minutes each.
@@ -386,7 +342,9 @@ class Recipe:
                 decisive = not seed or self.seed is not None or name in DECISIVE
                 if decisive and not results.find({"candidate": name, "seed": seed, "minutes": self.minutes}):
                     results.add(measure_candidate(name, seed, self.minutes))
-        print(table([row for row in results.rows if row["minutes"] == self.minutes]))
+        for row in results.rows:
+            if row["minutes"] == self.minutes:
+                print(f"{row['candidate']}, seed {row['seed']}: {row['images_seen']:,} images, {row[ERRORS]}")
 
 
 # ---------------------------------------------------------------- what can be known without training
@@ -397,7 +355,7 @@ class LinearBottleneck:
     """What the best linear denoiser could do through a bottleneck, exactly, on real car pictures.
 
     Writes the spectrum of the pictures' covariance (12,288 numbers: no picture can be made from it) to
-    benchmarks/results/stanford_cars_spectrum.safetensors, which notebook 03 reads, and prints the table.
+    benchmarks/results/stanford_cars_spectrum.safetensors, which notebook 03 and report.py read.
     """
 
     out: Path = RESULTS / "stanford_cars_spectrum.safetensors"  # The file of the spectrum.
@@ -408,19 +366,12 @@ class LinearBottleneck:
         metadata = {"pictures": str(len(images)), "size": "64", "made_by": "benchmarks/ladder.py linear-bottleneck"}
         write_atomically(self.out, lambda path: save_file({"eigenvalues": spectrum.float()}, path, metadata=metadata))
         print(f"{len(images)} pictures, variance {spectrum.sum() / len(spectrum):.4f} per number")
-        print("sigma/alpha   rank   epsilon   v_prediction   sample")
-        for ratio, rank in ((0.05, 2048), (0.2, 2048), (1, 2048), (1, 8192), (10, 2048)):
-            kinds = ("epsilon", "v_prediction", "sample")
-            row = [linear_bottleneck_error(spectrum, ratio, rank, kind) for kind in kinds]
-            print(f"{ratio:<11g} {rank:6d} " + " ".join(f"{error:12.3f}" for error in row))
 
 
 COMMANDS = {"rows": Ladder, "recipe": Recipe, "linear-bottleneck": LinearBottleneck}
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parse(COMMANDS, __doc__, arguments)()
-
+main = command(COMMANDS, __doc__)
 
 if __name__ == "__main__":
-    run(main)
+    main()

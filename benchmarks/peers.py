@@ -34,7 +34,7 @@ from typing import Annotated
 import torch
 import torch.nn.functional as F
 import tyro
-from common import RESULTS, Results, chosen, parse, run
+from common import RESULTS, Results, chosen, command
 from torch import Tensor, nn
 from torch.optim import Adam, AdamW
 from torch.optim.swa_utils import AveragedModel
@@ -383,26 +383,6 @@ def measure_shipped(name: str, args: "Peers") -> dict:
     }
 
 
-def table(results: list[dict]) -> str:
-    """All peers as a Markdown table; what was not measured is a dash."""
-
-    def cell(result: dict, key: str, form: str, unit: str = "") -> str:
-        return format(result[key], form) + unit if key in result else "–"
-
-    lines = [
-        "| | parameters | MACs | images/s | images seen | 16 cars | memory | KID |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for r in results:
-        lines.append(
-            f"| {r['peer']} | {r['parameters'] / 1e6:.1f} M | {r['macs'] / 1e6:,.0f} M "
-            f"| {cell(r, 'images_per_second', '.0f')} | {r['images_seen']:,} "
-            f"| {cell(r, 'seconds_to_draw_16', '.1f', ' s')} | {cell(r, 'peak_memory_mib', ',', ' MiB')} "
-            f"| {r['generated']['kid']:.3f} ± {r['generated']['kid_std']:.3f} |"
-        )
-    return "\n".join(lines)
-
-
 @dataclass
 class Peers:
     peers: Annotated[
@@ -447,12 +427,11 @@ class Peers:
             if before:
                 results.rows.remove(before)
             results.add(rows[-1])
-        print(table(rows))
+        for row in rows:
+            print(f"{row['peer']}: {row['images_seen']:,} images, KID × 1000 {1000 * row['generated']['kid']:.0f}")
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parse(Peers, __doc__, arguments)()
-
+main = command(Peers, __doc__)
 
 if __name__ == "__main__":
-    run(main)
+    main()

@@ -23,12 +23,8 @@ PAGES = ("README.md", "RESULTS.md")
 RANK = 2048  # of the linear bottleneck: numbers that pass it
 HEADLINE = "stanford-cars-1m"
 KINDS = {"epsilon": "ε", "v_prediction": "v", "edm": "EDM's F", "sample": "the picture x₀"}
-SKIPS = {
-    "none": "none",
-    "indices": "where the maxima were (SegNet's indices)",
-    "add": "features, added",
-    "concat": "features, concatenated",
-}
+SKIPS = dict(none="none", indices="where the maxima were (SegNet's indices)", add="features, added")
+SKIPS |= {"concat": "features, concatenated"}
 SPACES = {"pixels": "pixels, 64×64×3", "latents-4": "latents, 16×16×4", "latents-8": "latents, 8×8×8"}
 PLAIN = {"sampler": "dpm_solver_pp", "steps": 20, "guidance_scale": 1, "time_shift": 0}
 PLAIN |= dict.fromkeys(("guide", "skip_layers", "interval", "condition"))

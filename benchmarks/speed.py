@@ -21,7 +21,7 @@ from statistics import median
 import peers
 import torch
 import tyro
-from common import RESULTS, by_name, chosen, parse, run
+from common import RESULTS, by_name, chosen, command
 from torch import Tensor
 
 from diffusion_utils import networks, pipeline, pretrained
@@ -210,14 +210,8 @@ def share_of_matmul(
 def network_throughput(network: dict, precision: str, images: Tensor, seconds: float) -> dict:
     """Training and sampling of one network in one precision."""
     steps_per_round = 4
-    config = TrainConfig(
-        network=network,
-        steps=10**6,
-        batch_size=TRAIN_BATCH,
-        mixed_precision=precision,
-        log_every=steps_per_round,
-        checkpoint_every=10**6,
-    )
+    often = {"log_every": steps_per_round, "checkpoint_every": 10**6}
+    config = TrainConfig(network, steps=10**6, batch_size=TRAIN_BATCH, mixed_precision=precision, **often)
     training = train(config, images)
     net = next(training).denoiser.net
     device, dtype = next(net.parameters()).device, PRECISIONS[precision]
@@ -275,15 +269,9 @@ class Throughput:
     def __call__(self) -> None:
         names, precisions = chosen("network", self.networks, NETWORKS), chosen("precision", self.precisions, PRECISIONS)
         images = torch.randint(256, (512, 3, SIZE, SIZE), dtype=torch.uint8)  # what they show costs nothing
-        results = {
-            **pretrained.machine(),
-            "threads": torch.get_num_threads(),
-            "size": SIZE,
-            "train_batch": TRAIN_BATCH,
-            "flops": "training 6 × MACs, sampling 2 × MACs per picture",
-            "networks": {},
-        }
-        print("network     precision  what                images/s  GFLOP/s  matmul  share")
+        settings = {"threads": torch.get_num_threads(), "size": SIZE, "train_batch": TRAIN_BATCH}
+        flops = "training 6 × MACs, sampling 2 × MACs per picture"
+        results = {**pretrained.machine(), **settings, "flops": flops, "networks": {}}
         for name in names:
             entry = results["networks"][name] = {"network": NETWORKS[name]}
             for precision in precisions:
@@ -292,20 +280,15 @@ class Throughput:
                 entry[precision] = measured
                 for what, m in measured.items():
                     print(
-                        f"{name:11} {precision:10} {what:18} {m['images_per_second']:9.1f} {m['gflops']:8.1f} "
-                        f"{m['matmul_gflops']:7.0f} {m['share']:6.1%}",
-                        flush=True,
+                        f"{name}, {precision}, {what}: {m['images_per_second']} images/s, {m['share']:.1%}", flush=True
                     )
-            print(f"{name:11} {entry['parameters']:,} parameters, {entry['macs'] / 1e6:.1f} million MACs")
         write_json(self.out, results)
 
 
 COMMANDS = {"drawing": DrawingSpeed, "latent": LatentSpeed, "throughput": Throughput}
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parse(COMMANDS, __doc__, arguments)()
-
+main = command(COMMANDS, __doc__)
 
 if __name__ == "__main__":
-    run(main)
+    main()

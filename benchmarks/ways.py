@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 import tyro
-from common import RESULTS, Results, by_name, chosen, measure, name_of, parse, run
+from common import RESULTS, Results, by_name, chosen, command, measure, name_of
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -390,10 +390,9 @@ class Curve:
             measure(results, f"{settings['images_seen']:,} images", settings, draw, prepare, **facts)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    questions = (Guidance, Samplers, Prompts, Latent, Curve)
-    parse({question.__name__.lower(): question for question in questions}, __doc__, arguments)()
-
+main = command(
+    {question.__name__.lower(): question for question in (Guidance, Samplers, Prompts, Latent, Curve)}, __doc__
+)
 
 if __name__ == "__main__":
-    run(main)
+    main()

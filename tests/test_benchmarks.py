@@ -158,8 +158,6 @@ def test_a_peer_is_trained_drawn_from_and_measured(tmp_path, small_peer, monkeyp
     assert result["peak_memory_mib"] > 0 and result["seconds_to_draw_16"] > 0
     assert set(result["generated"]) == set(result["floor"])
     assert (tmp_path / "peers-small.png").is_file()
-    lines = peers.table([result]).splitlines()
-    assert lines[2].startswith("| small | 0.0 M |") and len({line.count("|") for line in lines}) == 1
 
 
 def test_shipped_weights_are_shrunk_and_set_beside_the_peers(tmp_path, small_peer, monkeypatch, capsys, save):
@@ -191,7 +189,7 @@ def test_shipped_weights_are_shrunk_and_set_beside_the_peers(tmp_path, small_pee
     with pytest.raises(ValueError, match="cannot be set beside peers of 64×64 cars"):
         peers.main(["small", "--size", "64", "--shipped", "mine", "--out", str(tmp_path / "no.json")])
     assert mine["floor"] == small["floor"] and set(mine["generated"]) == set(small["generated"])
-    assert capsys.readouterr().out.splitlines()[-1].startswith("| mine | 0.0 M |")
+    assert capsys.readouterr().out.splitlines()[-1].startswith("mine: 500 images, KID × 1000 ")
 
 
 def test_training_a_peer_learns(small_peer):
@@ -401,8 +399,8 @@ def test_a_candidate_is_trained_and_measured_once(tmp_path, monkeypatch, capsys)
     results = json.loads(out.read_text())
     assert [(r["candidate"], r["seed"]) for r in results] == [("a", 0), ("b", 0), ("a", 1)]
     assert all(r["images_seen"] > 0 and len(r["held_out_error_of_x0_as_share_of_variance"]) == 2 for r in results)
-    lines = capsys.readouterr().out.splitlines()[-4:]
-    assert lines[2].startswith("| a: small |") and len({line.count("|") for line in lines}) == 1
+    lines = capsys.readouterr().out.splitlines()[-3:]
+    assert [line.split(":")[0] for line in lines] == ["a, seed 0", "b, seed 0", "a, seed 1"]
     monkeypatch.setattr(ladder, "measure_candidate", None)  # would fail if it were called
     ladder.main(["recipe", "--minutes", "0.002", "--out", str(out)])
     assert json.loads(out.read_text()) == results
