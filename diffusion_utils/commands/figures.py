@@ -48,17 +48,14 @@ def figures(names: tyro.conf.Positional[tuple[str, ...]] = (), out: Path = Path(
 
 
 def figure(file: str) -> Callable[[Callable], Callable[..., Path]]:
-    """Decorator: a function that makes a matplotlib figure, an array of pixels or, for a moving picture, a list of
-    such becomes one that writes it into a folder, under this name, and returns its path."""
+    """Decorator: from now on what a function makes (see `save` below) is written into a folder, under this name."""
 
     def add(make: Callable) -> Callable[..., Path]:
         @wraps(make)
         def write(out: Path, *args, **options) -> Path:
             made, path = make(*args, **options), out / file
-            if isinstance(made, list):
-                save_animation(made, path)
-            else:
-                save_figure(made, path) if isinstance(made, Figure) else save_picture(made, path)
+            save = {list: save_animation, Figure: save_figure, np.ndarray: save_picture}[type(made)]
+            save(made, path)
             return path
 
         FIGURES[make.__name__] = write
@@ -69,13 +66,9 @@ def figure(file: str) -> Callable[[Callable], Callable[..., Path]]:
 
 HEADLINE = "stanford-cars-1m"
 PROMPTS = (
-    "a red 2012 BMW convertible",
-    "a blue Ford pickup",
-    "a yellow Lamborghini coupe",
-    "a black 2012 Audi sedan",
-    "a white van",
-    "an orange SUV",
-)
+    "a red 2012 BMW convertible, a blue Ford pickup, a yellow Lamborghini coupe, a black 2012 Audi sedan, "
+    "a white van, an orange SUV"
+).split(", ")
 LADDER = [
     f"cars32-{row}"
     for row in ("first-epsilon", "first-sample", "segnet-sample", "add-edm", "add-sample", "none-sample", "best")
