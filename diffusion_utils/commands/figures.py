@@ -48,7 +48,7 @@ def figures(names: tyro.conf.Positional[tuple[str, ...]] = (), out: Path = Path(
 
 
 def figure(file: str) -> Callable[[Callable], Callable[..., Path]]:
-    """Decorator: from now on what a function makes (see `save` below) is written into a folder, under this name."""
+    """Decorator: a function that makes a picture now writes it into a folder, under this name, and returns its path."""
 
     def add(make: Callable) -> Callable[..., Path]:
         @wraps(make)
