@@ -202,6 +202,18 @@ class Widget:
             observer.observe(label, {childList: true, subtree: true});
         }""")
 
+    def fits(self, condition: str):
+        """Waits until a JavaScript condition on the rectangles of the cell's output, its parts and its image holds."""
+        self.page.wait_for_function(
+            f"""area => {{
+                const box = element => element.getBoundingClientRect(), cell = box(area);
+                const parts = [...area.querySelectorAll("*")].filter(part => part.offsetParent).map(box);
+                const image = box(area.querySelector("img"));
+                return {condition};
+            }}""",
+            arg=self.area.element_handle(),
+        )
+
     def keep(self, name: str):
         if os.environ.get("SCREENSHOTS"):
             expect(self.page.locator("#jupyterlab-splash")).to_have_count(0)  # hides the page in a new theme
@@ -385,17 +397,15 @@ def test_another_prompt_scale_or_seed_draws_what_the_library_draws(widget):
 
 @widget_of(NOISE, WALK, TEXT, LATENT)
 def test_nothing_sticks_out_of_a_wide_or_a_narrow_page(widget):
+    # JupyterLab arranges the page a while after the window has its new size: each line waits until it holds.
     for width in (700, 1280):
         widget.page.set_viewport_size({"width": width, "height": 900})
-        cell = widget.area.bounding_box()
-        shown = widget.image.bounding_box()
-        widget.keep(f"{width}-wide")
-        right = widget.area.evaluate("""area => Math.max(...[...area.querySelectorAll("*")]
-            .filter(part => part.offsetParent).map(part => part.getBoundingClientRect().right))""")
-        assert right <= cell["x"] + cell["width"]
+        widget.fits(f"cell.right <= {width} && parts.every(part => part.right <= cell.right)")
         height, picture_width, _ = widget.picture().shape
-        assert abs(shown["width"] * height / picture_width - shown["height"]) <= 1  # not squeezed
-    assert f"{shown['width']:g}px" == widget.here.children[2].layout.width  # here there is room for it
+        widget.fits(f"Math.abs(image.width * {height / picture_width} - image.height) <= 1")  # not squeezed
+        widget.keep(f"{width}-wide")
+    width = widget.here.children[2].layout.width.removesuffix("px")
+    widget.fits(f"Math.abs(image.width - {width}) < 0.01")  # here there is room for it
 
 
 @widget_of(NOISE, WALK, TEXT, LATENT)
