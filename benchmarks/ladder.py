@@ -9,7 +9,6 @@
 Each question has its own --help.
 """
 
-import fcntl
 import json
 import sys
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from typing import Annotated
 import torch
 import tyro
 from common import RESULTS, Results, chosen, command
+from filelock import FileLock, Timeout
 from safetensors.torch import save_file
 from tqdm import tqdm
 
@@ -157,14 +157,8 @@ def train_row(name: str, seed: int, folder: Path) -> None:
     images = cars.part(held_out=False).images
     config = configuration(name, seed, root_mean_square(images))
     record = trained(config, images, f"{name} seed {seed}", folder)
-    card = {
-        **{option: getattr(config, option) for option in (*pretrained.NEEDED, "sigma_data")},
-        "size": SIZE,
-        **facts(record, SIZE),
-        "steps": record.step,
-        "seconds": round(record.seconds),
-        "config": asdict(config),
-    }
+    card = {option: getattr(config, option) for option in (*pretrained.NEEDED, "sigma_data")} | {"size": SIZE}
+    card |= facts(record, SIZE) | dict(steps=record.step, seconds=round(record.seconds), config=asdict(config))
     pretrained.save(folder / "weights.safetensors", record.denoiser, card, dtype=torch.float32)
     if name in SAME_RUN.values():
         last = networks.build(**config.network)
@@ -178,20 +172,11 @@ def measure_row(name: str, seed: int, folder: Path, reference: Reference) -> dic
     weights = folder / ("last_weights.safetensors" if name in SAME_RUN else "weights.safetensors")
     pipe = pipeline.load(weights)
     drawn = pipe(range(COUNT), sampler=SAMPLER, steps=STEPS)
-    return {
-        "row": name,
-        "seed": seed,
-        "about": ROWS[name]["about"],
-        "frame": ROWS[name]["frame"],
-        **pipe.card,
-        "data": f"Stanford Cars train, {reference.num_train} at {SIZE}×{SIZE}",
-        "licence": NON_COMMERCIAL,
-        ERRORS: errors(pipe.denoiser, reference.held_out, TIMESTEPS),
-        "sampler": SAMPLER,
-        "sampler_steps": STEPS,
-        "sample_seeds": f"0 … {COUNT - 1}",
-        **reference.evaluate(drawn),
-    }
+    row = dict(row=name, seed=seed, about=ROWS[name]["about"], frame=ROWS[name]["frame"]) | pipe.card
+    row |= dict(data=f"Stanford Cars train, {reference.num_train} at {SIZE}×{SIZE}", licence=NON_COMMERCIAL)
+    row[ERRORS] = errors(pipe.denoiser, reference.held_out, TIMESTEPS)
+    row |= dict(sampler=SAMPLER, sampler_steps=STEPS, sample_seeds=f"0 … {COUNT - 1}")
+    return row | reference.evaluate(drawn)
 
 
 def ship(name: str, results: Path, runs: Path) -> Path:
@@ -201,18 +186,6 @@ def ship(name: str, results: Path, runs: Path) -> Path:
     path = pretrained.FOLDER / f"cars32-{name}.safetensors"
     pretrained.save(path, pretrained.load(runs / f"{name}-seed0" / "weights.safetensors"), card)
     return path
-
-
-def locked(folder: Path):
-    """A file that only one process holds at a time, None where another has it; a process that dies
-    lets go of it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    file = open(folder / "lock", "w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return None
-    return file
 
 
 @dataclass
@@ -250,7 +223,13 @@ class Ladder:
             if self.list:
                 print(f"{name:24} seed {seed}  {'done' if result.exists() else '    '}  {ROWS[name]['about']}")
                 continue
-            if result.exists() or not (lock := locked(folder)):
+            if result.exists():
+                continue
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(folder / "lock")
+            try:  # a process that dies lets go of it
+                lock.acquire(blocking=False)
+            except Timeout:  # another process has this row
                 continue
             if not (folder / "weights.safetensors").exists():
                 train_row(SAME_RUN.get(name, name), seed, folder)
@@ -261,7 +240,7 @@ class Ladder:
             row = measure_row(name, seed, folder, references[frame])
             write_json(result, row)
             print(f"{name} seed {seed}: KID {row['generated']['kid']}, floor {row['floor']['kid']}", flush=True)
-            lock.close()
+            lock.release()
 
 
 # ---------------------------------------------------------------- the search for a recipe
@@ -279,7 +258,7 @@ CANDIDATES = {
     "no attention": ("as slower, without attention", {**CARS_1M, "attention": []}, {}),
     "shallow": (
         "3 resolutions, 2×2 patches",
-        {**CARS_1M, "channels": [32, 64, 112], "depth": [1, 1, 2], "attention": [8]},
+        CARS_1M | dict(channels=[32, 64, 112], depth=[1, 1, 2], attention=[8]),
         {},
     ),
     "fast": ("3 resolutions, 4×4 patches", {**CARS_1M, "channels": [64, 80, 96], "stem": 4}, {}),
@@ -304,16 +283,9 @@ def measure_candidate(name: str, seed: int, minutes: float) -> dict:
     cars = sets.load("stanford_cars", RECIPE_SIZE)
     config = recipe_configuration(name, seed, minutes, root_mean_square(cars.images))
     record = trained(config, cars.images, f"{name}, seed {seed}")
-    return {
-        "candidate": name,
-        "about": CANDIDATES[name][0],
-        "seed": seed,
-        "minutes": minutes,
-        **facts(record, RECIPE_SIZE),
-        ERRORS: errors(record.denoiser, cars.held_out[:HELD_OUT], RECIPE_TIMESTEPS),
-        "data": cars.description,
-        "config": asdict(config),
-    }
+    measured = {ERRORS: errors(record.denoiser, cars.held_out[:HELD_OUT], RECIPE_TIMESTEPS)}
+    settings = dict(candidate=name, about=CANDIDATES[name][0], seed=seed, minutes=minutes)
+    return settings | facts(record, RECIPE_SIZE) | measured | dict(data=cars.description, config=asdict(config))
 
 
 @dataclass

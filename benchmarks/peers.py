@@ -176,15 +176,8 @@ def diffusers_unet(size: int) -> nn.Module:
 
     down = ["DownBlock2D"] * 4 + ["AttnDownBlock2D", "DownBlock2D"]
     up = ["UpBlock2D", "AttnUpBlock2D"] + ["UpBlock2D"] * 4
-    net = UNet2DModel(
-        sample_size=size,
-        in_channels=3,
-        out_channels=3,
-        layers_per_block=2,
-        block_out_channels=(128, 128, 256, 256, 512, 512),
-        down_block_types=down,
-        up_block_types=up,
-    )
+    blocks = dict(block_out_channels=(128, 128, 256, 256, 512, 512), down_block_types=down, up_block_types=up)
+    net = UNet2DModel(size, in_channels=3, out_channels=3, layers_per_block=2, **blocks)
     return Wrapped(net, lambda net, x_t, t: net(x_t, t).sample)
 
 
@@ -287,13 +280,9 @@ def fit(peer: Peer, size: int, images: Tensor, device: torch.device, **budget: f
         step, seconds = step + 1, time.perf_counter() - started
         progress = config.progress(step, seconds)
     settle_batch_norm(ema.module, (make_batch(images, step + i, config) for i in range(20)), schedule)
-    took = {
-        "steps": step,
-        "images_seen": step * peer.batch_size,
-        "seconds": round(seconds, 1),
-        "images_per_second": round(step * peer.batch_size / seconds, 1),
-        "peak_memory_mib": peak_memory_mib(device),
-    }
+    seen = step * peer.batch_size
+    took = dict(steps=step, images_seen=seen, seconds=round(seconds, 1), images_per_second=round(seen / seconds, 1))
+    took["peak_memory_mib"] = peak_memory_mib(device)
     return Denoiser(ema.module, schedule, peer.prediction_type), took
 
 
@@ -338,26 +327,14 @@ def measure(name: str, args: "Peers") -> dict:
         draw(range(16))
         seconds_for_16.append(time.perf_counter() - started)
     drawn = torch.cat([draw(range(i, min(i + 64, args.count))) for i in range(0, args.count, 64)])
-    result = {
-        "peer": name,
-        "about": peer.about,
-        "parameters": networks.count_parameters(denoiser.net),
-        "macs": networks.count_macs(denoiser.net, shape),
-        "prediction_type": peer.prediction_type,
-        "schedule": denoiser.schedule.name,
-        "batch_size": peer.batch_size,
-        "minutes": args.minutes,
-        "count": args.count,
-        "size": args.size,
-        "data": pictures.description,
-        **took,
-        "seconds_to_draw_16": round(median(seconds_for_16), 3),
-        "sampler": SAMPLER,
-        "sampler_steps": STEPS,
-        **pretrained.machine(),
-    }
-    result |= Reference(pictures.images, pictures.held_out).evaluate(drawn)
-    return {**result, "first_16": drawn[:16]}
+    net = denoiser.net
+    row = dict(peer=name, about=peer.about)
+    row |= dict(parameters=networks.count_parameters(net), macs=networks.count_macs(net, shape))
+    row |= dict(prediction_type=peer.prediction_type, schedule=denoiser.schedule.name, batch_size=peer.batch_size)
+    row |= dict(minutes=args.minutes, count=args.count, size=args.size, data=pictures.description) | took
+    row |= dict(seconds_to_draw_16=round(median(seconds_for_16), 3), sampler=SAMPLER, sampler_steps=STEPS)
+    row |= pretrained.machine() | Reference(pictures.images, pictures.held_out).evaluate(drawn)
+    return row | {"first_16": drawn[:16]}
 
 
 def measure_shipped(name: str, args: "Peers") -> dict:
@@ -366,21 +343,11 @@ def measure_shipped(name: str, args: "Peers") -> dict:
     pictures, pipe = sets.load("stanford_cars", args.size), pipeline.load(name, args.device)
     drawn = pipe(range(args.count)).float()
     drawn = F.interpolate(drawn, (args.size, args.size), mode="bicubic", antialias=True).round().clamp(0, 255)
-    kept = ("parameters", "macs", "images_seen", "seconds")
-    return {
-        "peer": name,
-        "about": "weights of the package, after a training of their own",
-        "minutes": None,
-        "count": args.count,
-        "size": args.size,
-        "drawn_at": pipe.size,
-        "data": pictures.description,
-        **{key: pipe.card[key] for key in kept},
-        "drawing": asdict(pipe.drawing),
-        "trained_on": pipe.card["machine"],
-        **pretrained.machine(),
-        **Reference(pictures.images, pictures.held_out).evaluate(drawn.to(torch.uint8)),
-    }
+    row = dict(peer=name, about="weights of the package, after a training of their own", minutes=None)
+    row |= dict(count=args.count, size=args.size, drawn_at=pipe.size, data=pictures.description)
+    row |= {key: pipe.card[key] for key in ("parameters", "macs", "images_seen", "seconds")}
+    row |= dict(drawing=asdict(pipe.drawing), trained_on=pipe.card["machine"]) | pretrained.machine()
+    return row | Reference(pictures.images, pictures.held_out).evaluate(drawn.to(torch.uint8))
 
 
 @dataclass

@@ -197,14 +197,9 @@ def share_of_matmul(
         rounds.append(images / seconds_for(work, device))
         probes.append(matmul_gflops(dtype, device))
     shares = [1e-9 * rate * flops / max(before, after) for rate, before, after in zip(rounds, probes, probes[1:])]
-    return {
-        "images_per_second": round(median(rounds), 1),
-        "gflops": round(1e-9 * median(rounds) * flops, 1),
-        "matmul_gflops": round(median(probes), 1),
-        "share": round(median(shares), 3),
-        "share_lowest_highest": [round(min(shares), 3), round(max(shares), 3)],
-        "rounds": len(rounds),
-    }
+    rates = dict(images_per_second=round(median(rounds), 1), gflops=round(1e-9 * median(rounds) * flops, 1))
+    rates |= dict(matmul_gflops=round(median(probes), 1), share=round(median(shares), 3))
+    return rates | dict(share_lowest_highest=[round(min(shares), 3), round(max(shares), 3)], rounds=len(rounds))
 
 
 def network_throughput(network: dict, precision: str, images: Tensor, seconds: float) -> dict:

@@ -62,18 +62,16 @@ AUTOGUIDANCE = {
 }
 SAMPLERS = ("ddpm", "ddim", "dpm_solver_pp")
 STEPS = (5, 10, 20, 50, 100)
-TOY_PROMPTS = {f"w = {scale:g}": {"guidance_scale": scale} for scale in (0, 1, 1.5, 2, 3, 4, 6, 8)} | {
-    "w = 8, t ≥ 400 only": {"guidance_scale": 8, **LATE}
-}
+TOY_PROMPTS = {f"w = {scale:g}": {"guidance_scale": scale} for scale in (0, 1, 1.5, 2, 3, 4, 6, 8)}
+TOY_PROMPTS["w = 8, t ≥ 400 only"] = {"guidance_scale": 8, **LATE}
 PROMPTS = {
     "not guided": SHIFT,
     **{f"classifier-free, w = {scale:g}": {**SHIFT, "guidance_scale": scale} for scale in (2, 4)},
     "without encoder.7, w = 3": skipping(3, "net.encoder.7"),
-    **{
-        f"without encoder.7 and caption, w = {scale:g}": skipping(scale, "net.encoder.7", guide_conditional=False)
-        for scale in (2, 3, 4)
-    },
 }
+for scale in (2, 3, 4):
+    way = f"without encoder.7 and caption, w = {scale}"
+    PROMPTS[way] = skipping(scale, "net.encoder.7", guide_conditional=False)
 MIDDLE = {"guidance_scale": 3, "guide_conditional": False, "skip_layers": "middle"}  # see `middle`
 LATENT = {
     "not guided": {},
@@ -105,17 +103,23 @@ def against_held_out(data: str, size: int) -> Callable[[Tensor], dict]:
 
 
 @dataclass
-class Guidance:
+class Against:
+    """Options of the questions that compare with the held-out pictures."""
+
+    weights: Weights = "stanford-cars-1m"
+    data: str = "stanford_cars"  # What the weights were trained on: toy_cars, stanford_cars, or a folder.
+    count: int = 256  # How many pictures to draw.
+    results: Path = RESULTS  # The folder of the results.
+
+
+@dataclass
+class Guidance(Against):
     """What guidance buys, and which worse guess to walk away from: KID of the same seeds, drawn in many ways.
 
     With --guide the ways of autoguidance are measured, too.  Writes benchmarks/results/guidance-NAME.json.
     """
 
-    weights: Weights = "stanford-cars-1m"
     guide: str | None = None  # Weights of a weaker network, for autoguidance.
-    data: str = "stanford_cars"  # What the weights were trained on: toy_cars, stanford_cars, or a folder.
-    count: int = 256  # How many pictures to draw.
-    results: Path = RESULTS  # The folder of the results.
 
     def __call__(self) -> None:
         pipe, name = undirected(self.weights), name_of(self.weights)
@@ -129,16 +133,13 @@ class Guidance:
 
 
 @dataclass
-class Samplers:
+class Samplers(Against):
     """Steps against quality for every sampler, with shipped weights.
 
     Writes benchmarks/results/samplers-NAME.json.
     """
 
     weights: Weights = "cars32-none-sample"
-    data: str = "stanford_cars"  # What the weights were trained on: toy_cars, stanford_cars, or a folder.
-    count: int = 256  # How many pictures to draw.
-    results: Path = RESULTS  # The folder of the results.
 
     def __call__(self) -> None:
         pipe, name = undirected(self.weights), name_of(self.weights)
@@ -209,12 +210,11 @@ def cost(weights: str) -> dict:
     shape = encoder.latent_shape(card["size"], card["size"])
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         encoder.decode(torch.zeros(1, *shape))
-    return facts | {
-        "latent": list(shape),
-        "autoencoders_seconds": pretrained.card(pretrained.autoencoder_of(weights))["seconds"],
-        "decoders_parameters": networks.count_parameters(encoder.decoder),
-        "decoders_macs": counter.get_total_flops() // 2,
-    }
+    facts |= dict(
+        latent=list(shape), autoencoders_seconds=pretrained.card(pretrained.autoencoder_of(weights))["seconds"]
+    )
+    facts["decoders_parameters"] = networks.count_parameters(encoder.decoder)
+    return facts | {"decoders_macs": counter.get_total_flops() // 2}
 
 
 def measure_prompts(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from diffusion_utils import networks
 from diffusion_utils.data import toy_cars
@@ -133,9 +134,10 @@ def test_averaged_and_last_weights_of_one_training(small):
 
 def test_a_row_that_another_process_holds_is_skipped(small):
     run, folder = small
-    held = ladder.locked(folder / "runs" / "none-sample-seed0")
-    assert run("none-sample", "--seed", "0") == []
-    held.close()
+    rows = folder / "runs" / "none-sample-seed0"
+    rows.mkdir(parents=True)
+    with FileLock(rows / "lock"):
+        assert run("none-sample", "--seed", "0") == []
     assert run("none-sample", "--seed", "0") == ["none-sample-seed0.json"]
 
 
