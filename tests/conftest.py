@@ -37,6 +37,7 @@ SLOW = {
     "test_notebooks.py",
     "test_resume.py",
     "test_training.py",
+    "test_devices.py",
     "test_conditions.py",
     "test_commands.py::test_accelerate_launches_two_processes_that_train_the_same_model",
     "test_commands.py::test_sigterm_saves_says_how_to_go_on_and_exits_with_0",
