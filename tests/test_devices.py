@@ -189,3 +189,25 @@ def test_mixing_devices_is_what_these_tests_see(gpu):
     net = gpu(built(SMALL))
     with pytest.raises(Exception, match="on the same device"):
         net(torch.zeros(2, 3, 16, 16), there(2, whole=100))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_compile_as_one_graph(name):
+    """Forward and backward, as on a GPU, but for the code generator, which would take minutes."""
+    torch.manual_seed(0)
+    net = networks.build(**NETWORKS[name])
+    for parameter in net.parameters():
+        nn.init.normal_(parameter, std=0.1)  # heads start at zero
+    x, t = torch.randn(2, 3, 16, 16), torch.tensor([3, 80])
+    cond = (
+        torch.ones(2, *net.cond_shape, dtype=torch.int64 if name == "text_to_image" else None)
+        if net.cond_shape
+        else None
+    )
+    losses, gradients = [], []
+    for called in (net, torch.compile(net, backend="aot_eager", fullgraph=True)):
+        loss = Denoiser(called, SCHEDULE, "sample").loss(x, x.flip(0), t, cond)
+        losses.append(loss.detach())
+        gradients.append(torch.autograd.grad(loss, [*net.parameters()], allow_unused=True, materialize_grads=True))
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(*gradients)
