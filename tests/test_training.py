@@ -667,3 +667,31 @@ def test_a_loss_that_is_not_finite_spares_the_good_checkpoint(tmp_path, monkeypa
     state = load_checkpoint(tmp_path / "checkpoint.pt")
     assert state["step"] == 3
     assert all(value.isfinite().all() for value in state["net"].values())
+
+
+WEIGHTS_BREAK = {  # how a step of AdamW with a finite loss leaves them
+    "too large for half precision": ({"learning_rate": 1e6}, "the largest weight is 1e[+]06 after 1 steps"),
+    "infinite": ({"learning_rate": 3e38, "weight_decay": 1e3}, "the largest weight is (inf|nan) after 1 steps"),
+}
+
+
+@pytest.mark.parametrize("options, text", WEIGHTS_BREAK.values(), ids=WEIGHTS_BREAK)
+def test_weights_that_cannot_be_stored_are_not(tmp_path, options, text):
+    run = config(steps=1, warmup_steps=0, decay_fraction=0.0, **options)
+    with pytest.raises(FloatingPointError, match=f"{text}: lower learning_rate"):
+        list(train(run, pictures(), tmp_path))
+    assert not (tmp_path / "checkpoint.pt").exists() and (tmp_path / "log.jsonl").read_text() == ""
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_spares_the_good_checkpoint(tmp_path, monkeypatch, broken):
+    clip, calls = torch.nn.utils.clip_grad_norm_, []
+
+    def breaks(*args, **options):  # as if the numbers had grown too large for the norm, not yet for the weights
+        calls.append(1)
+        return clip(*args, **options) * (broken if len(calls) == 4 else 1)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", breaks)
+    with pytest.raises(FloatingPointError, match=f"the length of the gradient is {broken} after 4 steps"):
+        list(train(config(checkpoint_every=1), pictures(), tmp_path))
+    assert load_checkpoint(tmp_path / "checkpoint.pt")["step"] == 3

@@ -7,6 +7,7 @@ and two processes, each taking its slice of the same batch, train the same model
 """
 
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -144,7 +145,8 @@ def train(
             log_due = finished or state.step % config.log_every == 0
             save_due = finished or state.step % config.checkpoint_every == 0
             if log_due or save_due:
-                mean_loss = meter.mean_loss()  # before saving: a good checkpoint stays good
+                mean_loss = meter.mean_loss()
+                check_finite(state, mean_loss, float(grad_norm))  # before saving: a good checkpoint stays good
             if log_due:
                 record = meter.record(mean_loss, learning_rate, float(grad_norm), stopped=progress < 1 and stop)
                 if log:
@@ -199,6 +201,18 @@ def begin_with(net: nn.Module, start: nn.Module) -> None:
     into.load_state_dict({**own, **weights})
 
 
+def check_finite(state: TrainState, loss: float, grad_norm: float) -> None:
+    """Raise a FloatingPointError if the loss, the gradient or the averaged weights have left the numbers that can
+    be stored: weights are kept in half precision."""
+    largest = torch.stack([w.abs().amax().float() for w in state.ema.state_dict().values() if w.is_floating_point()])
+    values = {"loss": loss, "length of the gradient": grad_norm, "largest weight": largest.amax().item()}
+    for name, value in values.items():
+        if not abs(value) <= (torch.finfo(torch.float16).max if name == "largest weight" else sys.float_info.max):
+            raise FloatingPointError(
+                f"the {name} is {value:.4g} after {state.step} steps: lower learning_rate or set mixed_precision to 'no'"
+            )
+
+
 def bf16_is_native(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 matrices in hardware, so that bf16 is a gain."""
     if device.type == "cuda":
@@ -217,13 +231,8 @@ class _Meter:
         self.losses, self.step, self.seconds = [], state.step, state.seconds
 
     def mean_loss(self) -> float:
-        """Over all processes; raises a FloatingPointError if it is not finite."""
-        loss = self.accelerator.reduce(torch.stack(self.losses).mean(), "mean").item()
-        if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss is {loss} after {self.state.step} steps: lower learning_rate or set mixed_precision to 'no'"
-            )
-        return loss
+        """Over all processes."""
+        return self.accelerator.reduce(torch.stack(self.losses).mean(), "mean").item()
 
     def record(self, loss: float, learning_rate: float, grad_norm: float, stopped: bool) -> StepRecord:
         """The next record, after which the measuring begins anew."""
