@@ -72,7 +72,7 @@ def train(*arguments):
 
 
 def files(folder):
-    return sorted(p.name for p in folder.iterdir())
+    return sorted(p.name for p in folder.iterdir() if p.name != ".lock")
 
 
 @pytest.fixture
@@ -151,6 +151,21 @@ def test_resume_goes_on_with_the_settings_of_the_run(tmp_path, few_toys, capsys)
     assert about["network"] == TINY and about["size"] == 16
     assert (tmp_path / "weights.safetensors").read_bytes() != first
     assert json.loads((tmp_path / "run.json").read_text())["config"]["steps"] == 8
+
+
+def test_a_run_that_died_before_its_first_record_goes_on_from_what_its_folder_says(tmp_path, few_toys, monkeypatch):
+    own = ["--size", 16, "--steps", 4, "--learning-rate", 2e-3, "--prediction-type", "edm", *COMMON]
+
+    def dies(*_):  # as by kill -9, in the first step
+        raise SystemExit(9)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(Denoiser, "loss", dies)
+        train("--out", tmp_path, *own)
+    assert files(tmp_path) == ["log.jsonl", "run.json"]
+    train("--out", tmp_path, "--resume")
+    about = pretrained.card(tmp_path / "weights.safetensors")
+    assert about["steps"] == 4 and about["config"]["learning_rate"] == 2e-3 and about["network"] == TINY
 
 
 def run_and_card(out):

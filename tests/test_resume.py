@@ -311,7 +311,7 @@ def test_a_crash_while_saving_keeps_the_checkpoint_before(tmp_path, whole, monke
     with pytest.raises(OSError, match="No space left"):
         run(tmp_path)
     assert load_checkpoint(tmp_path / "checkpoint.pt")["step"] == 5
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.pt", "log.jsonl"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "checkpoint.pt", "log.jsonl"]
     run(tmp_path, resume=True)
     assert_equal_runs(tmp_path, whole)
 
@@ -543,3 +543,53 @@ def test_two_processes_that_are_resumed_train_the_same_network_as_one(tmp_path, 
     assert min(moved[k] for k in untrained if k.endswith("weight")) > 1e-3  # so "close" says something
     logs = [read_log(tmp_path / name / "log.jsonl") for name in ("one", "two")]
     assert [r["step"] for r in logs[0]] == [r["step"] for r in logs[1]] == [4, 8]
+
+
+# ---------------------------------------------------------------- one run per folder
+
+HOLD = """
+import sys, time
+from diffusion_utils.training.checkpoints import only_run
+from pathlib import Path
+with only_run(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_second_run_in_a_folder_is_refused_until_the_first_is_dead(tmp_path):
+    out = tmp_path / "new" / "run"
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLD, out],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    try:
+        assert other.stdout.readline() == "held\n"
+        for resume in (False, True):
+            with pytest.raises(FileExistsError, match=f"another run is going on in {out}: wait for it, or"):
+                run(out, resume=resume)
+        assert [p.name for p in out.iterdir()] == [".lock"]  # not even a log
+    finally:
+        other.kill()  # -9: it cannot tidy up
+        other.wait()
+    assert run(out).step == 12
+
+
+def test_an_interrupted_cell_may_go_on_in_the_same_process(tmp_path, whole):
+    first = train(config(), pictures(), tmp_path)
+    while next(first).step < 5:  # left standing there, as an interrupted cell's is
+        pass
+    run(tmp_path, resume=True)
+    assert_equal_runs(tmp_path, whole)
+
+
+def test_a_folder_is_free_again_after_an_error(tmp_path):
+    def fails():
+        raise OSError("no room")
+
+    with pytest.raises(OSError, match="no room"):
+        next(train(config(), pictures(), tmp_path, begin=fails))
+    assert [p.name for p in tmp_path.iterdir()] == [".lock"]
+    assert run(tmp_path).step == 12

@@ -42,11 +42,10 @@ def train(run: Run) -> None:
     if run.resume and not begun and is_main:
         print(f"{run.out} holds no checkpoint yet: starting the run there")
     start = pretrained.load(run.start).net if run.start and not begun else None
-    for record in training.train(config, job.images, run.out, run.resume, job.cond, start):
+    for record in training.train(config, job.images, run.out, run.resume, job.cond, start, job.write):
         if not is_main:
             continue
         if bar is None:
-            job.write()
             bar = tqdm(total=100, unit="%", bar_format="{l_bar}{bar}| {elapsed}<{remaining} {postfix}")
         bar.n = round(100 * config.progress(record.step, record.seconds), 2)
         bar.set_postfix_str(f"step {record.step}, loss {record.loss:.4f}, {record.images_per_second:.0f} images/s")
@@ -58,18 +57,12 @@ def train(run: Run) -> None:
             path = run.out / "snapshots" / f"weights_{reached:09d}.safetensors"
             if reached and not path.with_suffix(".json").exists():  # the card is written last
                 job.save(record, path)
-    if not is_main:
-        return
-    bar.close()
-    if not record.images_per_second:
-        print(f"{run.out} had already used its budget: raise --steps, --images or --minutes to go on")
-    if record.stopped:
-        print(f"stopped at step {record.step} and saved; go on with --resume --out {run.out}")
-        return
-    job.save(record, run.out / "weights.safetensors")
-    save_grid(job.draw(record, 64), run.out / "samples.png", COLUMNS)
-    parameters = count_parameters(record.denoiser.net)
-    print(f"{parameters:,} parameters, {record.images:,} images: {run.out}/weights.safetensors, samples.png")
+        if config.progress(record.step, record.seconds) >= 1:  # while training still holds the folder
+            bar.close()
+            job.finish(record)
+        if record.stopped:
+            bar.close()
+            print(f"stopped at step {record.step} and saved; go on with --resume --out {run.out}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +96,16 @@ class Job:
         if self.source != self.run.autoencoder:
             pretrained.copy(self.source, self.run.autoencoder)
         write_json(self.run.out / "run.json", self.run.to_json() | {"before": self.before})
+
+    def finish(self, record: StepRecord) -> None:
+        """Write what a run leaves at its end, and say so."""
+        out = self.run.out
+        if not record.images_per_second:
+            print(f"{out} had already used its budget: raise --steps, --images or --minutes to go on")
+        self.save(record, out / "weights.safetensors")
+        save_grid(self.draw(record, 64), out / "samples.png", COLUMNS)
+        parameters = count_parameters(record.denoiser.net)
+        print(f"{parameters:,} parameters, {record.images:,} images: {out}/weights.safetensors, samples.png")
 
     def save(self, record: StepRecord, path: Path) -> None:
         """Write the averaged weights, with their model card."""

@@ -3,17 +3,38 @@
 import json
 import signal
 import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from diffusion_utils.files import write_atomically, write_text
 from diffusion_utils.training.config import FREE_ON_RESUME, TrainConfig
 from diffusion_utils.training.optimizers import Muon
+
+CHECKPOINT = "checkpoint.pt"
+
+
+@contextmanager
+def only_run(folder: Path) -> Iterator[None]:
+    """Hold a run's folder, which is made if need be, against other processes.  The lock is the operating system's
+    and goes with the process, however that ends; the empty file `.lock` stays.
+
+    Raises:
+        FileExistsError: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        # One lock per path: a notebook whose cell was interrupted may run it again.
+        with FileLock(folder / ".lock", timeout=0, is_singleton=True):
+            yield
+    except Timeout:
+        raise FileExistsError(f"another run is going on in {folder}: wait for it, or choose another folder") from None
 
 
 class Log:

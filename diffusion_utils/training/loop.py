@@ -10,6 +10,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ from diffusion_utils.networks import TextToImage
 from diffusion_utils.networks.autoencoder import autoencoder_loss
 from diffusion_utils.prediction import Denoiser, min_snr_weight
 from diffusion_utils.training.batches import Batch, Batches
-from diffusion_utils.training.checkpoints import Log, TrainState, read_log, stop_on_signal
+from diffusion_utils.training.checkpoints import CHECKPOINT, Log, TrainState, only_run, read_log, stop_on_signal
 from diffusion_utils.training.config import TrainConfig
 from diffusion_utils.training.consistency import STAGES, consistency_loss
 from diffusion_utils.training.optimizers import ema_update, make_optimizer
@@ -70,6 +71,7 @@ def train(
     resume: bool = False,
     cond: Tensor | None = None,
     start: nn.Module | None = None,
+    begin: Callable[[], None] | None = None,
 ) -> Iterator[StepRecord]:
     """Train a denoiser; yields a record every `config.log_every` steps and at the end.
 
@@ -85,16 +87,18 @@ def train(
             Networks for super-resolution make their own.
         start: a trained network, to begin with its weights instead of random ones: of the same form, or
             the picture network of a `TextToImage`, which then only has to learn the text.
+        begin: called once, when all has been checked and before the first step: writes what belongs beside the
+            checkpoint.
 
     Under `accelerate launch` every process runs this and takes its share of each batch.
 
     Raises:
         ValueError: pictures or configuration unfit, or a resumed run that learns something else.
-        FileExistsError: `run_dir` already holds a run and `resume` is False.
+        FileExistsError: `run_dir` already holds a run and `resume` is False, or another run is going on there.
+        FloatingPointError: the numbers grow beyond all bounds; the last checkpoint stays.
     """
     run_dir = run_dir and Path(run_dir)
-    checkpoint = run_dir and run_dir / "checkpoint.pt"
-    resumed = bool(checkpoint) and checkpoint.exists()
+    resumed = bool(run_dir) and (run_dir / CHECKPOINT).exists()
     if resumed and not resume:
         raise FileExistsError(f"{run_dir} already holds a run: resume it (--resume) or choose another folder")
     if config.objective == "consistency" and start is None and not resumed:
@@ -102,22 +106,33 @@ def train(
     _check_images(images)
     config.progress(0, 0)  # an error where there is no budget, before anything is done
     accelerator = _accelerator(config)
-    device, is_main = accelerator.device, accelerator.is_main_process
-    if device.type == "cpu":
+    if accelerator.device.type == "cpu":
         keep_freed_memory()
 
-    state = _new_state(config, device, start if not resumed else None)
+    state = _new_state(config, accelerator.device, start if not resumed else None)
     if cond is not None:
-        cond = cond.to(device, torch.int64 if isinstance(state.net, TextToImage) else torch.float32)
+        cond = cond.to(accelerator.device, torch.int64 if isinstance(state.net, TextToImage) else torch.float32)
     share = (accelerator.process_index, accelerator.num_processes)
-    batches = Batches(images.to(device), cond, state.net, config, share)
-    if resumed:
-        state.restore(checkpoint, config, device)
-    log = Log(run_dir / "log.jsonl", state.step) if run_dir and is_main else None
+    batches = Batches(images.to(accelerator.device), cond, state.net, config, share)
+    _check_fit(config, state, batches)
+    with only_run(run_dir) if run_dir and accelerator.is_main_process else nullcontext():
+        if resumed:
+            state.restore(run_dir / CHECKPOINT, config, accelerator.device)
+        elif run_dir and accelerator.is_main_process and (run_dir / CHECKPOINT).exists():
+            raise FileExistsError(f"another run was in {run_dir} just now: choose another folder")
+        if begin and accelerator.is_main_process:
+            begin()
+        yield from _steps(config, state, batches, accelerator, run_dir)
+    accelerator.free_memory()
+
+
+def _steps(
+    config: TrainConfig, state: TrainState, batches: Batches, accelerator: Accelerator, run_dir: Path | None
+) -> Iterator[StepRecord]:
+    """The loop itself, from `state` to the end of the budget."""
+    log = Log(run_dir / "log.jsonl", state.step) if run_dir and accelerator.is_main_process else None
     net, optimizer = accelerator.prepare(state.net, state.optimizer)
-    schedule = config.make_schedule()
-    objective = make_objective(config, Denoiser(net, schedule, config.prediction_type, config.sigma_data))
-    ema_denoiser = Denoiser(state.ema.module, schedule, config.prediction_type, config.sigma_data)
+    objective, ema_denoiser = make_objective(config, _denoiser(config, net)), _denoiser(config, state.ema.module)
 
     started = time.perf_counter() - state.seconds
     meter = _Meter(config, state, ema_denoiser, accelerator)
@@ -151,13 +166,12 @@ def train(
                 record = meter.record(mean_loss, learning_rate, float(grad_norm), stopped=progress < 1 and stop)
                 if log:
                     log.write(record.to_json())
-            if save_due and checkpoint and is_main:
-                state.save(checkpoint, config)  # after the log: killed in between, a resumed run writes the line again
+            if save_due and log:  # after the log: killed in between, a resumed run writes the line again
+                state.save(run_dir / CHECKPOINT, config)
             if log_due:
                 handed_out = time.perf_counter()
                 yield record
                 started += time.perf_counter() - handed_out  # what the caller does is not training
-    accelerator.free_memory()
 
 
 def make_objective(config: TrainConfig, denoiser: Denoiser) -> Callable[[Batch, float], Tensor]:
@@ -209,7 +223,8 @@ def check_finite(state: TrainState, loss: float, grad_norm: float) -> None:
     for name, value in values.items():
         if not abs(value) <= (torch.finfo(torch.float16).max if name == "largest weight" else sys.float_info.max):
             raise FloatingPointError(
-                f"the {name} is {value:.4g} after {state.step} steps: lower learning_rate or set mixed_precision to 'no'"
+                f"the {name} is {value:.4g} after {state.step} steps: lower learning_rate or set mixed_precision "
+                "to 'no'"
             )
 
 
@@ -252,6 +267,23 @@ def _check_images(images: Tensor) -> None:
             "images must be a uint8 tensor (N, 3, H, W), or latents, float32 (N, C, H, W), with N ≥ 1, "
             f"not {images.dtype} {tuple(images.shape)}"
         )
+
+
+def _check_fit(config: TrainConfig, state: TrainState, batches: Batches) -> None:
+    """Raise a ValueError if the network cannot take the first picture, before a folder is made for what it learns."""
+    x0, noise, t, cond = (part if part is None else part[:1] for part in batches[0])
+    _denoiser(config, state.ema.module)  # which knows what does not go together
+    inputs = (x0, noise) if config.objective == "autoencoder" else (x0, t) if cond is None else (x0, t, cond)
+    try:
+        with torch.no_grad():
+            state.ema.module(*inputs)  # in evaluation mode: nothing in it changes
+    except (RuntimeError, TypeError) as error:
+        shape, reason = tuple(x0.shape[1:]), str(error).splitlines()[0]
+        raise ValueError(f"network {config.network['name']!r} cannot take pictures {shape}: {reason}") from None
+
+
+def _denoiser(config: TrainConfig, net: nn.Module) -> Denoiser:
+    return Denoiser(net, config.make_schedule(), config.prediction_type, config.sigma_data)
 
 
 def _new_state(config: TrainConfig, device: torch.device, start: nn.Module | None) -> TrainState:
