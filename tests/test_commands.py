@@ -168,6 +168,32 @@ def test_a_run_that_died_before_its_first_record_goes_on_from_what_its_folder_sa
     assert about["steps"] == 4 and about["config"]["learning_rate"] == 2e-3 and about["network"] == TINY
 
 
+def test_a_run_goes_on_with_its_own_pictures_wherever_they_are(tmp_path, folder, monkeypatch, error):
+    monkeypatch.chdir(tmp_path)
+    train("--data", "pictures", "--out", "run", "--steps", 2, "--size", 8, *COMMON)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    train("--out", "../run", "--resume", "--steps", 4)
+
+    new = folder.rename(tmp_path / "moved")
+    (tmp_path / "run").rename(tmp_path / "too")
+    resume = ["train", "--out", tmp_path / "too", "--resume", "--steps", 6]
+    before = {p.name: p.read_bytes() for p in (tmp_path / "too").iterdir()}
+    code, said = error(*resume)
+    assert code == 1 and f"{folder} is not a folder" in said and said.endswith("say with --data where they are now")
+    other = new / "00.png"
+    kept = other.read_bytes()
+    Image.new("RGB", (16, 12), "white").save(other)  # one picture of forty
+    for data in ("../moved", new):
+        code, said = error(*resume, "--data", data)
+        assert code == 1 and f"too was begun with other pictures than those in {tmp_path}" in said
+    assert {p.name: p.read_bytes() for p in (tmp_path / "too").iterdir()} == before
+    other.write_bytes(kept)
+    train(*resume[1:], "--data", "../moved")
+    train(*resume[1:-1], 8)  # and it knows the new place
+    assert pretrained.card(tmp_path / "too" / "weights.safetensors")["steps"] == 8
+
+
 def run_and_card(out):
     run, about = json.loads((out / "run.json").read_text()), pretrained.card(out / "weights.safetensors")
     assert about["sigma_data"] == about["config"]["sigma_data"] == run["config"]["sigma_data"]
@@ -175,14 +201,13 @@ def run_and_card(out):
     return about
 
 
-def test_edm_measures_its_pictures_once(tmp_path, folder):
+def test_edm_measures_its_pictures_once(tmp_path, folder, monkeypatch):
     out = tmp_path / "run"
     train("--data", folder, "--out", out, "--steps", 2, "--size", 8, "--prediction-type", "edm", *COMMON)
     measured = to_float(sets.load(str(folder), 8).images).square().mean().sqrt().item()
     about = run_and_card(out)
     assert about["sigma_data"] == pytest.approx(measured, abs=1e-4) != 0.5
-    for file in sorted(folder.iterdir())[:10]:  # other pictures now, of which the run knows nothing
-        Image.new("RGB", (16, 12), "white").save(file)
+    monkeypatch.setitem(prepare.__globals__, "root_mean_square", lambda images: pytest.fail("measured again"))
     train("--out", out, "--resume", "--steps", 4)
     again = run_and_card(out)
     assert again["steps"] == 4 and again["sigma_data"] == about["sigma_data"]

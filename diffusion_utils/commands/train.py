@@ -95,7 +95,8 @@ class Job:
         is copied there, so that the folder is complete."""
         if self.source != self.run.autoencoder:
             pretrained.copy(self.source, self.run.autoencoder)
-        write_json(self.run.out / "run.json", self.run.to_json() | {"before": self.before})
+        more = {"before": self.before, "fingerprint": self.pictures.fingerprint}
+        write_json(self.run.out / "run.json", self.run.to_json() | more)
 
     def finish(self, record: StepRecord) -> None:
         """Write what a run leaves at its end, and say so."""
@@ -159,16 +160,24 @@ def prepare(run: Run) -> Job:
     Raises:
         ValueError: options that do not go together, or that a resumed run cannot change.
     """
-    resumed = run.resume and (run.out / "run.json").is_file()
+    resumed, fingerprint, run = run.resume and (run.out / "run.json").is_file(), None, _located(run)
     if resumed:
-        run, before, has = _resumed(run)
+        run, before, has, fingerprint = _resumed(run)
     elif run.start:
         run, before, has = _started(run)
     else:
         run, before, has = _begun(run)
     if run.autoencoder and not run.config.flip and not resumed:
         raise ValueError("latents are made of the mirrored pictures, too: leave --no-flip out")
-    pictures = sets.load(run.data, run.size, run.condition)
+    try:
+        pictures = sets.load(run.data, run.size, run.condition)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}{'; say with --data where they are now' if fingerprint else ''}") from None
+    if fingerprint not in (None, pictures.fingerprint):
+        raise ValueError(
+            f"{run.out} was begun with other pictures than those in {run.data}: say with --data where they are, or "
+            "choose another folder"
+        )
     config, images, held_out, description = run.config, pictures.images, pictures.held_out, pictures.description
     network = config.network if run.condition == has else pictures.conditional(config.network)
     cond, entries = pictures.cond(network)
@@ -209,15 +218,23 @@ def stored_run(out: Path) -> Run:
     return replace(stored, config=replace(stored.config, **dict.fromkeys(BUDGET)))
 
 
+def _located(run: Run) -> Run:
+    """The run with whole paths, so that it can be resumed from another working folder."""
+    names = {"data": sets.LICENCES, "start": pretrained.names(), "autoencoder": pretrained.names()}
+    paths = {name: getattr(run, name) for name in names}
+    return replace(run, **{name: str(Path(p).absolute()) for name, p in paths.items() if p and p not in names[name]})
+
+
 # Each of these three gives the run, what the weights that it starts with have seen, and the condition that its
 # network takes already.
-def _resumed(run: Run) -> tuple[Run, dict, str | None]:
-    """The run as it was stored, with a new budget."""
+def _resumed(run: Run) -> tuple[Run, dict, str | None, str | None]:
+    """The run as it was stored, with a new budget; and the fingerprint of its pictures, if it has one."""
     stored, contents = Run.from_folder(run.out)
+    stored, fingerprint = _located(stored), contents.get("fingerprint")
     if all(getattr(run.config, name) is None for name in BUDGET):
         run = replace(run, config=replace(run.config, **{name: getattr(stored.config, name) for name in BUDGET}))
     then, now = ({**vars(both), **vars(both.config)} for both in (stored, run))
-    free = FREE_ON_RESUME | {"config", "sample_every", "snapshot_images"}
+    free = FREE_ON_RESUME | {"config", "sample_every", "snapshot_images"} | ({"data"} if fingerprint else set())
     if changed := [name for name in then if name not in free and then[name] != now[name]]:
         name = changed[0]
         flag = ("no-" if now[name] is False else "") + name.replace("_", "-")
@@ -225,7 +242,7 @@ def _resumed(run: Run) -> tuple[Run, dict, str | None]:
             f"{run.out} was begun with {name} {then[name]!r} and cannot go on with {now[name]!r}: "
             f"leave --{flag} out, or choose another folder"
         )
-    return run, contents.get("before") or {}, run.condition
+    return run, contents.get("before") or {}, run.condition, fingerprint
 
 
 def _begun(run: Run) -> tuple[Run, dict, str | None]:
