@@ -79,13 +79,15 @@ def files(folder):
 def error(capsys):
     """Function: (*arguments) to what `python -m diffusion_utils …` exits with, and the one line it says."""
 
-    def failing(*arguments):
+    def failing(*arguments, bar=False):
+        """bar: training shows its progress before."""
         capsys.readouterr()
         try:
             code = main([str(a) for a in arguments])
         except SystemExit as stop:
             code = stop.code
         written, said = capsys.readouterr()
+        said = said[said.rindex("error: ") :] if bar else said
         assert written == "" and said.startswith("error: ") and said.endswith("\n") and said.count("\n") == 1, said
         return code, said[:-1]
 
@@ -542,10 +544,91 @@ def test_errors_of_a_run_folder_say_what_is_wrong(tmp_path, folder, error):
     (out / "checkpoint.pt").write_bytes(before[:1000])
     code, said = error("train", "--out", out, "--resume", "--steps", 4)
     assert code == 1 and said.startswith(f"error: {out}/checkpoint.pt is damaged")
-    for contents in ("", "[]", '{"data": "toy_cars"}', '{"config": {"width": 3}}'):
-        (out / "run.json").write_text(contents)
-        code, said = error("train", "--out", out, "--resume", "--steps", 4)
-        assert code == 1 and f"{out}/run.json does not describe a run of this package" in said
+
+
+RUN = {"data": "toy_cars", "size": 8, "config": {"network": TINY}}
+FOREIGN_RUNS = {  # what run.json may hold, and what is said of it
+    "nothing": (b"", "Expecting value"),
+    "half": (b'{"data": "x', "Unterminated string"),
+    "a list": (b"[]", "its entries are missing"),
+    "empty": (b"{}", "it lacks data, size, config"),
+    "binary": (b"\x80\x00\xff" * 9, "can't decode"),
+    "of another version": (RUN | {"config": {"width": 3}}, "argument 'width'"),
+    "settings": (RUN | {"config": [1]}, "must be a mapping"),
+    "size": (RUN | {"size": "32"}, "size must be a whole number, not '32'"),
+    "data": (RUN | {"data": 5}, "data must be a text, not 5"),
+    "steps": (RUN | {"config": {"network": TINY, "steps": "9"}}, "steps must be a whole number, not '9'"),
+    "before": (RUN | {"before": [1]}, "its entries are missing"),
+}
+
+
+@pytest.mark.parametrize("contents, text", FOREIGN_RUNS.values(), ids=FOREIGN_RUNS)
+def test_a_foreign_run_json_is_named(tmp_path, error, contents, text):
+    path = tmp_path / "run.json"
+    path.write_bytes(contents if isinstance(contents, bytes) else json.dumps(contents).encode())
+    code, said = error("train", "--out", tmp_path, "--resume", "--steps", 4)
+    assert code == 1 and f"{path} does not describe a run of this package (" in said and text in said
+    assert said.endswith(": put it back, or choose another folder") and files(tmp_path) == ["run.json"]
+
+
+@pytest.mark.parametrize("resume", [[], ["--resume"]])
+def test_a_foreign_log_stops_a_run_before_it_writes(tmp_path, folder, error, resume):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "log.jsonl").write_text("epoch 1\nepoch 2\n")
+    arguments = ["--data", folder, "--out", tmp_path / "run", "--steps", 2, "--size", 8, *COMMON]
+    with pytest.raises(ValueError, match="line 1 of .*log.jsonl is no record of a run: move that file away"):
+        train(*arguments, *resume)
+    assert files(tmp_path / "run") == ["log.jsonl"]
+
+
+@pytest.mark.parametrize("where", ["locked", "locked/deep/run", "file", "file/run"])
+def test_a_folder_that_cannot_be_written_is_refused_before_the_work(tmp_path, as_nobody, monkeypatch, where):
+    monkeypatch.setattr(sets, "load", lambda *_: pytest.fail("loaded the pictures"))
+    (tmp_path / "locked").mkdir(mode=0o555)
+    (tmp_path / "file").write_text("mine")
+    said = as_nobody(lambda: train("--out", tmp_path / where, "--steps", 2))
+    wrong = "may not write in" if "locked" in where else "is a file"
+    assert said.partition(": --out: ")[2] and wrong in said and str(tmp_path / where.split("/")[0]) in said
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["file", "locked"]
+
+
+def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_is_whole(tmp_path, folder, error, monkeypatch):
+    resource = pytest.importorskip("resource")
+    out = tmp_path / "run"
+    arguments = ["train", "--data", folder, "--out", out, "--steps", 2, "--size", 8, *COMMON]
+    resume = ["train", "--out", out, "--resume", "--steps"]
+
+    def full(room, *arguments):
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+        try:
+            return error(*arguments, bar=True)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    code, said = full(10_000, *arguments)
+    assert code == 1 and said.startswith(f"error: no room for the files of {out} (file too large): no checkpoint was")
+    assert files(out) == ["log.jsonl", "run.json"]
+    assert main([str(a) for a in (*resume, 4)]) == 0
+    before = {name: (out / name).read_bytes() for name in files(out) if name not in ("log.jsonl", "run.json")}
+    code, said = full(10_000, *resume, 6)
+    assert code == 1 and said.endswith(f": the last checkpoint is whole; make room and go on with --resume --out {out}")
+    assert {name: (out / name).read_bytes() for name in before} == before
+    assert files(out) == sorted([*before, "log.jsonl", "run.json"])
+    with monkeypatch.context() as patch:  # room for the checkpoint, and none for the weights
+        patch.setattr("diffusion_utils.pretrained.serialized", lambda weights: bytes(10_000_000))
+        code, said = full(5_000_000, *resume, 6)
+    assert code == 1 and "the last checkpoint is whole" in said
+    assert main([str(a) for a in resume[:-1]]) == 0  # writes them, once there is room
+    assert pretrained.card(out / "weights.safetensors")["steps"] == 6
+
+
+def test_weights_that_grow_beyond_half_precision_are_not_written(tmp_path, folder, error):
+    own = ["--data", folder, "--out", tmp_path / "run", "--size", 8, *COMMON]
+    wild = ["--steps", 1, "--warmup-steps", 0, "--decay-fraction", 0, "--learning-rate", 1e6]
+    code, said = error("train", *own, *wild)
+    assert code == 1 and "the largest weight is 1e+06 after 1 steps: lower learning_rate" in said
+    assert files(tmp_path / "run") == ["log.jsonl", "run.json"]
 
 
 def test_a_failing_download_is_one_line(monkeypatch, error):

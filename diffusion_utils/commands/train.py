@@ -1,5 +1,9 @@
 """Train a denoiser, an autoencoder, or a few-step student."""
 
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -9,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffusion_utils import pretrained, training
+from diffusion_utils.checks import check_folder
 from diffusion_utils.data import root_mean_square, sets, to_float
 from diffusion_utils.data.sets import PictureSet
 from diffusion_utils.evaluation import error_per_timestep, reconstruction_quality
@@ -19,6 +24,7 @@ from diffusion_utils.networks.super_resolution import low_resolution_cond, shrin
 from diffusion_utils.pipeline import UNCONDITIONAL, Drawing, Pipeline
 from diffusion_utils.plotting import save_grid
 from diffusion_utils.training import Run, StepRecord, TrainConfig
+from diffusion_utils.training.checkpoints import CHECKPOINT
 from diffusion_utils.training.config import BUDGET, FREE_ON_RESUME
 
 CONSISTENCY_DRAWING = {"sampler": "consistency", "steps": 2}
@@ -35,34 +41,54 @@ def train(run: Run) -> None:
     weights.safetensors with its model card.  Ctrl-C saves and leaves; --resume goes on.  On several GPUs:
     accelerate launch -m diffusion_utils train …
     """
+    check_folder(run.out)
     job = prepare(run)
-    run, config, bar, record = job.run, job.run.config, None, None
+    with _sentence_for_full_disk(run.out):
+        _train(job)
+
+
+def _train(job: "Job") -> None:
+    """Train, and keep what it leaves."""
+    run, config, bar = job.run, job.run.config, None
     is_main = Accelerator().is_main_process  # of several, one writes and talks
-    begun = run.resume and (run.out / "checkpoint.pt").exists()
+    begun = run.resume and (run.out / CHECKPOINT).exists()
     if run.resume and not begun and is_main:
         print(f"{run.out} holds no checkpoint yet: starting the run there")
     start = pretrained.load(run.start).net if run.start and not begun else None
-    for record in training.train(config, job.images, run.out, run.resume, job.cond, start, job.write):
-        if not is_main:
-            continue
-        if bar is None:
-            bar = tqdm(total=100, unit="%", bar_format="{l_bar}{bar}| {elapsed}<{remaining} {postfix}")
-        bar.n = round(100 * config.progress(record.step, record.seconds), 2)
-        bar.set_postfix_str(f"step {record.step}, loss {record.loss:.4f}, {record.images_per_second:.0f} images/s")
-        due = run.sample_every and record.step % run.sample_every < config.log_every
-        if due and record.images_per_second:
-            save_grid(job.draw(record, 32), run.out / f"samples_{record.step:07d}.png", COLUMNS)
-        if run.snapshot_images:
-            reached = record.images // run.snapshot_images * run.snapshot_images
-            path = run.out / "snapshots" / f"weights_{reached:09d}.safetensors"
-            if reached and not path.with_suffix(".json").exists():  # the card is written last
-                job.save(record, path)
-        if config.progress(record.step, record.seconds) >= 1:  # while training still holds the folder
-            bar.close()
-            job.finish(record)
-        if record.stopped:
-            bar.close()
-            print(f"stopped at step {record.step} and saved; go on with --resume --out {run.out}")
+    records = training.train(config, job.images, run.out, run.resume, job.cond, start, job.write)
+    try:
+        for record in records:
+            if not is_main:
+                continue
+            if bar is None:
+                bar = tqdm(total=100, unit="%", bar_format="{l_bar}{bar}| {elapsed}<{remaining} {postfix}")
+            bar.n = round(100 * config.progress(record.step, record.seconds), 2)
+            bar.set_postfix_str(f"step {record.step}, loss {record.loss:.4f}, {record.images_per_second:.0f} images/s")
+            job.keep(record)
+            if config.progress(record.step, record.seconds) >= 1:  # while training still holds the folder
+                bar.close()
+                job.finish(record)
+            elif record.stopped:
+                bar.close()
+                print(f"stopped at step {record.step} and saved; go on with --resume --out {run.out}")
+    finally:
+        if bar is not None:
+            bar.close()  # so that an error has a line of its own
+
+
+@contextmanager
+def _sentence_for_full_disk(out: Path) -> Iterator[None]:
+    """Say what is safe when there is no room left for what a run writes."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        safe = "the last checkpoint is whole" if (out / CHECKPOINT).exists() else "no checkpoint was written yet"
+        raise OSError(
+            f"no room for the files of {out} ({os.strerror(error.errno).lower()}): {safe}; make room and go on with "
+            f"--resume --out {out}"
+        ) from None
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +123,18 @@ class Job:
             pretrained.copy(self.source, self.run.autoencoder)
         more = {"before": self.before, "fingerprint": self.pictures.fingerprint}
         write_json(self.run.out / "run.json", self.run.to_json() | more)
+
+    def keep(self, record: StepRecord) -> None:
+        """Write what a run leaves on its way: grids and snapshots, where they are due."""
+        run = self.run
+        due = run.sample_every and record.step % run.sample_every < run.config.log_every
+        if due and record.images_per_second:
+            save_grid(self.draw(record, 32), run.out / f"samples_{record.step:07d}.png", COLUMNS)
+        if run.snapshot_images:
+            reached = record.images // run.snapshot_images * run.snapshot_images
+            path = run.out / "snapshots" / f"weights_{reached:09d}.safetensors"
+            if reached and not path.with_suffix(".json").exists():  # the card is written last
+                self.save(record, path)
 
     def finish(self, record: StepRecord) -> None:
         """Write what a run leaves at its end, and say so."""

@@ -1,10 +1,12 @@
 """What a training run is asked to do, as values that checkpoints, run folders and model cards can store."""
 
 import json
+import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Literal, get_args, get_origin
+from typing import Literal
 
+from diffusion_utils.checks import fits, in_words
 from diffusion_utils.data.sets import Condition
 from diffusion_utils.prediction import PredictionType
 from diffusion_utils.sampling import checked_seeds
@@ -69,12 +71,10 @@ class TrainConfig:
     checkpoint_every: int = 500  # Steps from one checkpoint to the next.
 
     def __post_init__(self):
-        for option in fields(self):
-            value = getattr(self, option.name)
-            if get_origin(option.type) is Literal and value not in get_args(option.type):
-                raise ValueError(f"{option.name} must be one of {', '.join(get_args(option.type))}, not {value!r}")
-            if option.name in _POSITIVE and value is not None and not value > 0:
-                raise ValueError(f"{option.name} must be greater than 0, not {value}")
+        _check_kinds(self)
+        for name in _POSITIVE:
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be greater than 0, not {getattr(self, name)}")
         if isinstance(self.network, dict) and "name" not in self.network:
             raise ValueError(f"network needs a name, such as {{'name': 'resnet'}}, not {self.network}")
         if self.warmup_steps < 0 or self.weight_decay < 0:
@@ -125,6 +125,17 @@ class TrainConfig:
         return self.learning_rate * warmup * decay
 
 
+def _check_kinds(options) -> None:
+    """Raise a ValueError if a field holds something of another kind than it is declared with."""
+    for option in fields(options):
+        name, value = option.name, getattr(options, option.name)
+        if option.type is Path:  # tyro's placeholder for one, while it reads a command line
+            continue
+        if not fits(value, option.type) and not (name in _ENDLESS and value == math.inf):
+            raise ValueError(f"{name} must be {in_words(option.type)}, not {value!r}")
+
+
+_ENDLESS = {"minutes", "clip_grad_norm", "min_snr_gamma"}  # no limit
 _POSITIVE = {*BUDGET, "sigma_data", "min_snr_gamma", "batch_size", "learning_rate", "clip_grad_norm"}
 _POSITIVE |= {"num_train_timesteps", "log_every", "checkpoint_every"}
 
@@ -150,6 +161,7 @@ class Run:
     AUTOENCODER = "autoencoder.safetensors"  # a run that learns latents keeps a copy of that in its folder
 
     def __post_init__(self):
+        _check_kinds(self)
         if self.size is not None and self.size < 8:
             raise ValueError(f"size must be at least 8 pixels, not {self.size}")
         if self.sample_every < 0 or self.snapshot_images < 0:
@@ -177,9 +189,16 @@ class Run:
         """
         try:
             contents = json.loads((out / "run.json").read_bytes())
+            if not isinstance(contents, dict) or not isinstance(contents.get("before") or {}, dict):
+                raise ValueError("its entries are missing")
+            if missing := [name for name in ("data", "size", "config") if name not in contents]:
+                raise ValueError(f"it lacks {', '.join(missing)}")
             options = {option.name: contents[option.name] for option in fields(cls) if option.name in contents}
             run = cls(**options | {"out": out, "resume": True, "config": TrainConfig(**contents["config"])})
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{out / 'run.json'} does not describe a run of this package: {error}") from None
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"{out / 'run.json'} does not describe a run of this package ({error}): put it back, or choose another "
+                "folder"
+            ) from None
         inside = run.autoencoder == cls.AUTOENCODER
         return (replace(run, autoencoder=str(out / cls.AUTOENCODER)) if inside else run), contents

@@ -29,7 +29,7 @@ from diffusion_utils.networks.autoencoder import autoencoder_loss
 from diffusion_utils.prediction import Denoiser, min_snr_weight
 from diffusion_utils.sampling import fold
 from diffusion_utils.training.batches import Batch, Batches
-from diffusion_utils.training.checkpoints import CHECKPOINT, Log, TrainState, only_run, read_log, stop_on_signal
+from diffusion_utils.training.checkpoints import CHECKPOINT, LOG, Log, TrainState, only_run, stop_on_signal
 from diffusion_utils.training.config import TrainConfig
 from diffusion_utils.training.consistency import STAGES, consistency_loss
 from diffusion_utils.training.optimizers import ema_update, make_optimizer
@@ -121,17 +121,17 @@ def train(
             state.restore(run_dir / CHECKPOINT, config, accelerator.device)
         elif run_dir and accelerator.is_main_process and (run_dir / CHECKPOINT).exists():
             raise FileExistsError(f"another run was in {run_dir} just now: choose another folder")
+        log = Log(run_dir / LOG, state.step) if run_dir and accelerator.is_main_process else None
         if begin and accelerator.is_main_process:
             begin()
-        yield from _steps(config, state, batches, accelerator, run_dir)
+        yield from _steps(config, state, batches, accelerator, log)
     accelerator.free_memory()
 
 
 def _steps(
-    config: TrainConfig, state: TrainState, batches: Batches, accelerator: Accelerator, run_dir: Path | None
+    config: TrainConfig, state: TrainState, batches: Batches, accelerator: Accelerator, log: Log | None
 ) -> Iterator[StepRecord]:
-    """The loop itself, from `state` to the end of the budget."""
-    log = Log(run_dir / "log.jsonl", state.step) if run_dir and accelerator.is_main_process else None
+    """The loop itself, from `state` to the end of the budget; `log`: where the run is kept, if this process does."""
     net, optimizer = accelerator.prepare(state.net, state.optimizer)
     objective, ema_denoiser = make_objective(config, _denoiser(config, net)), _denoiser(config, state.ema.module)
 
@@ -139,7 +139,7 @@ def _steps(
     meter = _Meter(config, state, ema_denoiser, accelerator)
     progress, stop = config.progress(state.step, state.seconds), False
     if progress >= 1:  # a finished run, resumed: hand out what it learnt, for a caller that died then
-        loss = next((r["loss"] for r in reversed(read_log(run_dir / "log.jsonl"))), math.nan)
+        loss = log.kept[-1].get("loss", math.nan) if log and log.kept else math.nan
         yield StepRecord(state.step, state.step * config.batch_size, loss, 0.0, 0.0, state.seconds, 0.0, ema_denoiser)
     with stop_on_signal() as stop_asked:
         while progress < 1 and not stop:
@@ -168,7 +168,7 @@ def _steps(
                 if log:
                     log.write(record.to_json())
             if save_due and log:  # after the log: killed in between, a resumed run writes the line again
-                state.save(run_dir / CHECKPOINT, config)
+                state.save(log.path.with_name(CHECKPOINT), config)
             if log_due:
                 handed_out = time.perf_counter()
                 yield record
