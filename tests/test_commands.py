@@ -275,10 +275,10 @@ def configured(*arguments):
 
 def test_options_reach_the_configuration(few_toys):
     arguments = (
-        "--out x --minutes 3 --prediction-type v_prediction --schedule linear --batch-size 9 "
+        "--out x --minutes 3 --prediction-type edm --schedule linear --batch-size 9 "
         "--seed 4 --num-train-timesteps 50 --weight-decay 0.5 --decay-fraction 0.1 --ema-decay 0.9 "
         "--min-snr-gamma 5 --snr-floor 0.5 --zero-terminal-snr --checkpoint-every 7 --warmup-steps 3 --sigma-data 0.4 "
-        "--timestep-sampling lognormal --optimizer muon --cond-dropout 0.25 --no-flip --clip-grad-norm 0.5"
+        "--timestep-sampling lognormal --optimizer muon --no-flip --clip-grad-norm 0.5"
     )
     job = configured(*arguments.split())
     run = job.run.to_json()
@@ -297,7 +297,7 @@ def test_options_reach_the_configuration(few_toys):
     expected = {
         "minutes": 3,
         "steps": None,
-        "prediction_type": "v_prediction",
+        "prediction_type": "edm",
         "schedule": "linear",
         "batch_size": 9,
         "seed": 4,
@@ -313,13 +313,43 @@ def test_options_reach_the_configuration(few_toys):
         "sigma_data": 0.4,
         "timestep_sampling": "lognormal",
         "optimizer": "muon",
-        "cond_dropout": 0.25,
         "flip": False,
         "clip_grad_norm": 0.5,
     }
     assert {name: getattr(config, name) for name in expected} == expected
     rest = {name: value for name, value in asdict(TrainConfig()).items() if name not in {*expected, "network"}}
     assert {name: getattr(config, name) for name in rest} == rest  # and nothing else is touched
+
+
+IGNORED = {  # options that would change nothing, and those that they belong to
+    "kl_weight": ("--kl-weight 0.1", "--kl-weight says something only with --objective autoencoder: leave it out"),
+    "sigma_data": ("--sigma-data 0.3", "--sigma-data says something only with --prediction-type edm: leave it out"),
+    "cond_dropout": ("--cond-dropout 0.2", "--cond-dropout says something only with --condition body_type or caption"),
+    "of noise": ("--cond-dropout 0 --condition low_resolution", "--cond-dropout says something only with --condition"),
+    "schedule": ("--objective autoencoder --schedule linear", "--schedule says something only with --objective denois"),
+    "T": ("--objective autoencoder --num-train-timesteps 9", "--num-train-timesteps says something only with --object"),
+    "x": ("--objective autoencoder --prediction-type edm", "--prediction-type says something only with --objective"),
+    "no signal": ("--prediction-type epsilon --zero-terminal-snr", "epsilon prediction cannot learn where no signal"),
+    "no budget": ("", "say when to stop: give steps, images or minutes"),
+    "network": ('--network {"name":"vit"}', "unknown network 'vit'"),
+    "size": ("--size 10", "must be multiples of the network's stride"),
+    "consistency": ("--objective consistency", "give start (--start WEIGHTS)"),
+}
+
+
+@pytest.mark.parametrize("arguments, text", IGNORED.values(), ids=IGNORED)
+def test_what_is_wrong_with_the_options_is_said_before_the_work(tmp_path, error, monkeypatch, arguments, text):
+    monkeypatch.setattr(sets, "load", lambda *_: pytest.fail("loaded the pictures"))
+    budget = ["--steps", 1] if arguments else []
+    code, said = error("train", "--out", tmp_path / "run", *budget, *arguments.split())
+    assert code in (1, 2) and text in said and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("count", [10, 1])
+def test_a_run_of_few_timesteps_is_drawn_in_as_many(tmp_path, folder, count):
+    own = ["--steps", 2, "--size", 8, "--num-train-timesteps", count]
+    train("--data", folder, "--out", tmp_path / "run", *own, *COMMON)
+    assert {"weights.safetensors", "samples.png"} <= {*files(tmp_path / "run")}
 
 
 def test_snapshots_are_kept_every_so_many_pictures_and_can_be_loaded(tmp_path, folder):

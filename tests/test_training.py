@@ -647,14 +647,29 @@ def test_what_cannot_be_built_is_an_error_at_the_start(tmp_path, change, text):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(
-    "images",
-    [pictures().float(), pictures()[0], pictures()[:0], torch.zeros(3, dtype=torch.uint8)],
-    ids=["float", "one picture", "none", "a row"],
-)
-def test_bad_pictures_are_an_error(images):
-    with pytest.raises(ValueError, match=r"must be a uint8 tensor \(N, 3, H, W\), or latents, float32"):
+NO_PICTURES = {  # what is no set of pictures, and what is said of it
+    "0 to 255": (pictures().float(), r"not torch.float32 \(12, 3, 8, 8\)"),
+    "0 to 1": (torch.rand(10, 3, 16, 16), "numbers from 0.* to 1 look like pictures, so give them as uint8"),
+    "-1 to 1": (to_float(pictures()), "numbers from -1 to 1 look like pictures, so give them as uint8"),
+    "half precision": (torch.randn(10, 3, 8, 8).half(), "not torch.float16"),
+    "not finite": (torch.full((2, 3, 8, 8), float("nan")), "not torch.float32"),
+    "one picture": (pictures()[0], r"with N ≥ 1, not Tensor \(3, 8, 8\)"),
+    "none": (pictures()[:0], r"with N ≥ 1, not Tensor \(0, 3, 8, 8\)"),
+    "a row": (torch.zeros(3, dtype=torch.uint8), r"not Tensor \(3,\)"),
+    "numpy": (pictures().numpy(), r"not ndarray \(12, 3, 8, 8\)"),
+    "a list": ([pictures()], "not list$"),
+}
+
+
+@pytest.mark.parametrize("images, text", NO_PICTURES.values(), ids=NO_PICTURES)
+def test_bad_pictures_are_an_error(images, text):
+    with pytest.raises(ValueError, match=r"must be a uint8 tensor \(N, 3, H, W\), 0 … 255, or latents of v.*" + text):
         next(train(config(), images))
+
+
+def test_latents_are_floats_of_variance_1():
+    latents = torch.randn(12, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert next(train(config(network={**TINY, "picture_channels": 4}), latents)).loss > 0
 
 
 def test_numbers_that_explode_end_the_run_with_advice():

@@ -12,13 +12,14 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
-from diffusion_utils import pretrained, training
+from diffusion_utils import networks, pretrained, training
 from diffusion_utils.checks import check_folder
 from diffusion_utils.data import root_mean_square, sets, to_float
-from diffusion_utils.data.sets import PictureSet
+from diffusion_utils.data.sets import CONDITIONS, PictureSet
 from diffusion_utils.evaluation import error_per_timestep, reconstruction_quality
 from diffusion_utils.files import write_json
 from diffusion_utils.networks import Autoencoder, SuperResolution, count_macs, count_parameters
+from diffusion_utils.networks.blocks import check_size
 from diffusion_utils.networks.presets import default_network, default_size, for_latents
 from diffusion_utils.networks.super_resolution import low_resolution_cond, shrink
 from diffusion_utils.pipeline import UNCONDITIONAL, Drawing, Pipeline
@@ -32,6 +33,13 @@ ENTRIES = {"body_type": "conditions", "caption": "prompts"}  # where a model car
 COUNTED = ("images_seen", "steps", "seconds")  # of a model card, those of the run's start included
 COLUMNS = 8
 OPEN = TrainConfig(network=None, sigma_data=None)  # where the command line leaves out what depends on the pictures
+DIFFUSION = "prediction_type schedule num_train_timesteps zero_terminal_snr timestep_sampling min_snr_gamma".split()
+MEANT_FOR = {  # options that say something only where another one has one of these values
+    "kl_weight": ("objective", ("autoencoder",)),
+    "sigma_data": ("prediction_type", ("edm",)),
+    "cond_dropout": ("condition", tuple(name for name in CONDITIONS if name != "low_resolution")),
+    **dict.fromkeys(DIFFUSION, ("objective", ("denoising", "consistency"))),
+}
 
 
 def train(run: Run) -> None:
@@ -104,6 +112,7 @@ class Job:
         before: what the weights that it starts with have seen (`COUNTED`), and their name.
         autoencoder: whose latents it learns.
         source: where that came from; `run.autoencoder` is where it will be.
+        mirrored: whether it learns the mirrored pictures, too.
     """
 
     run: Run
@@ -115,13 +124,14 @@ class Job:
     before: dict = field(default_factory=dict)
     autoencoder: Autoencoder | None = None
     source: str | None = None
+    mirrored: bool = True
 
     def write(self) -> None:
         """Write what `--resume` needs beside the checkpoint; an autoencoder that does not ship with the package
         is copied there, so that the folder is complete."""
         if self.source != self.run.autoencoder:
             pretrained.copy(self.source, self.run.autoencoder)
-        more = {"before": self.before, "fingerprint": self.pictures.fingerprint}
+        more = {"before": self.before, "fingerprint": self.pictures.fingerprint, "mirrored": self.mirrored}
         write_json(self.run.out / "run.json", self.run.to_json() | more)
 
     def keep(self, record: StepRecord) -> None:
@@ -198,24 +208,18 @@ def prepare(run: Run) -> Job:
     Raises:
         ValueError: options that do not go together, or that a resumed run cannot change.
     """
-    resumed, fingerprint, run = run.resume and (run.out / "run.json").is_file(), None, _located(run)
-    if resumed:
-        run, before, has, fingerprint = _resumed(run)
-    elif run.start:
-        run, before, has = _started(run)
+    run, stored = _located(run), {}
+    if resumed := run.resume and (run.out / "run.json").is_file():
+        run, stored = _resumed(run)
+        before, has = stored.get("before") or {}, run.condition
     else:
-        run, before, has = _begun(run)
-    if run.autoencoder and not run.config.flip and not resumed:
-        raise ValueError("latents are made of the mirrored pictures, too: leave --no-flip out")
-    try:
-        pictures = sets.load(run.data, run.size, run.condition)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{error}{'; say with --data where they are now' if fingerprint else ''}") from None
-    if fingerprint not in (None, pictures.fingerprint):
-        raise ValueError(
-            f"{run.out} was begun with other pictures than those in {run.data}: say with --data where they are, or "
-            "choose another folder"
-        )
+        asked = run
+        run, before, has = _started(run) if run.start else _begun(run)
+        _refuse_ignored(asked, run)
+        _check_network(run)
+    run.config.progress(0, 0)
+    pictures = _pictures(run, stored.get("fingerprint"))
+    mirrored = pictures.flip and stored.get("mirrored", run.config.flip or bool(resumed and run.autoencoder))
     config, images, held_out, description = run.config, pictures.images, pictures.held_out, pictures.description
     network = config.network if run.condition == has else pictures.conditional(config.network)
     cond, entries = pictures.cond(network)
@@ -224,7 +228,7 @@ def prepare(run: Run) -> Job:
         autoencoder = pretrained.load_autoencoder(source)
         if source not in pretrained.names():
             run = replace(run, autoencoder=str(run.out / Run.AUTOENCODER))
-        images = sets.as_latents(autoencoder, images, mirrored=pictures.flip)
+        images = sets.as_latents(autoencoder, images, mirrored)
         cond = cond if cond is None else torch.cat([cond] * (len(images) // len(cond)))
         held_out = sets.as_latents(autoencoder, held_out)
         description += f", as latents of {autoencoder.latent_shape(run.size, run.size)}"
@@ -232,8 +236,7 @@ def prepare(run: Run) -> Job:
     if sigma_data is None:
         sigma_data = root_mean_square(images) if config.prediction_type == "edm" else TrainConfig.sigma_data
     # Latents are mirrored as pictures, before.
-    flip = config.flip and pictures.flip and not autoencoder
-    config = replace(config, network=network, sigma_data=sigma_data, flip=flip)
+    config = replace(config, network=network, sigma_data=sigma_data, flip=mirrored and not autoencoder)
     card = {
         **{name: getattr(config, name) for name in (*pretrained.NEEDED, "sigma_data")},
         "size": run.size,
@@ -247,13 +250,46 @@ def prepare(run: Run) -> Job:
         "seed": config.seed,
         "config": asdict(config),
     }
-    return Job(replace(run, config=config), pictures, images, held_out, cond, card, before, autoencoder, source)
+    run = replace(run, config=config)
+    return Job(run, pictures, images, held_out, cond, card, before, autoencoder, source, mirrored)
+
+
+def _pictures(run: Run, fingerprint: str | None) -> PictureSet:
+    """The pictures of a run; `fingerprint`: of those that it was begun with."""
+    try:
+        pictures = sets.load(run.data, run.size, run.condition)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}{'; say with --data where they are now' if fingerprint else ''}") from None
+    if fingerprint not in (None, pictures.fingerprint):
+        raise ValueError(
+            f"{run.out} was begun with other pictures than those in {run.data}: say with --data where they are, or "
+            "choose another folder"
+        )
+    return pictures
 
 
 def stored_run(out: Path) -> Run:
     """The run in a folder, as the default of a command line that resumes it: what differs from it was said there."""
     stored, _ = Run.from_folder(out)
     return replace(stored, config=replace(stored.config, **dict.fromkeys(BUDGET)))
+
+
+def _refuse_ignored(asked: Run, run: Run) -> None:
+    """Raise a ValueError for an option that would change nothing in the run that comes of it."""
+    said, default, now = ({**vars(one), **vars(one.config)} for one in (asked, Run(Path(), config=OPEN), run))
+    for name, (other, values) in MEANT_FOR.items():
+        if said[name] != default[name] and now[other] not in values:
+            flags = (text.replace("_", "-") for text in (name, other))
+            raise ValueError("--{} says something only with --{} {}: leave it out".format(*flags, " or ".join(values)))
+
+
+def _check_network(run: Run) -> None:
+    """Raise a ValueError for a network that cannot be, or that does not fit the size, before pictures are read."""
+    net = networks.build(**run.config.network)
+    if not run.autoencoder:
+        check_size(torch.empty(1, 3, run.size, run.size), net.stride)
+    if run.config.objective == "consistency" and not run.start:
+        raise ValueError("objective 'consistency' tunes a trained network: give start (--start WEIGHTS)")
 
 
 def _located(run: Run) -> Run:
@@ -263,16 +299,15 @@ def _located(run: Run) -> Run:
     return replace(run, **{name: str(Path(p).absolute()) for name, p in paths.items() if p and p not in names[name]})
 
 
-# Each of these three gives the run, what the weights that it starts with have seen, and the condition that its
-# network takes already.
-def _resumed(run: Run) -> tuple[Run, dict, str | None, str | None]:
-    """The run as it was stored, with a new budget; and the fingerprint of its pictures, if it has one."""
+def _resumed(run: Run) -> tuple[Run, dict]:
+    """The run as it was stored, with a new budget; and all that its run.json says."""
     stored, contents = Run.from_folder(run.out)
-    stored, fingerprint = _located(stored), contents.get("fingerprint")
+    stored = _located(stored)
     if all(getattr(run.config, name) is None for name in BUDGET):
         run = replace(run, config=replace(run.config, **{name: getattr(stored.config, name) for name in BUDGET}))
     then, now = ({**vars(both), **vars(both.config)} for both in (stored, run))
-    free = FREE_ON_RESUME | {"config", "sample_every", "snapshot_images"} | ({"data"} if fingerprint else set())
+    free = FREE_ON_RESUME | {"config", "sample_every", "snapshot_images"}
+    free |= {"data"} if contents.get("fingerprint") else set()  # which tells whether it is the same
     if changed := [name for name in then if name not in free and then[name] != now[name]]:
         name = changed[0]
         flag = ("no-" if now[name] is False else "") + name.replace("_", "-")
@@ -280,9 +315,11 @@ def _resumed(run: Run) -> tuple[Run, dict, str | None, str | None]:
             f"{run.out} was begun with {name} {then[name]!r} and cannot go on with {now[name]!r}: "
             f"leave --{flag} out, or choose another folder"
         )
-    return run, contents.get("before") or {}, run.condition, fingerprint
+    return run, contents
 
 
+# Both of these give the run, what the weights that it starts with have seen, and the condition that its network
+# takes already.
 def _begun(run: Run) -> tuple[Run, dict, str | None]:
     """A new run with a network of random weights."""
     autoencoder = pretrained.load_autoencoder(run.autoencoder) if run.autoencoder else None

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
 
-from diffusion_utils.checks import fits, in_words
+from diffusion_utils.checks import check_kind
 from diffusion_utils.data.sets import Condition
 from diffusion_utils.prediction import PredictionType
 from diffusion_utils.sampling import checked_seeds
@@ -95,6 +95,11 @@ class TrainConfig:
             raise ValueError(
                 "snr_floor would weigh an error in ε by floor/SNR, without limit: use sample or v_prediction"
             )
+        if self.prediction_type == "epsilon" and self.zero_terminal_snr:
+            raise ValueError(
+                "epsilon prediction cannot learn where no signal is left: use sample or v_prediction, or leave "
+                "zero_terminal_snr out"
+            )
         if self.objective == "consistency" and self.min_snr_gamma is not None:
             raise ValueError("objective 'consistency' weighs its loss in its own way: leave min_snr_gamma out")
         if self.objective == "consistency" and self.zero_terminal_snr:
@@ -128,11 +133,10 @@ class TrainConfig:
 def _check_kinds(options) -> None:
     """Raise a ValueError if a field holds something of another kind than it is declared with."""
     for option in fields(options):
-        name, value = option.name, getattr(options, option.name)
-        if option.type is Path:  # tyro's placeholder for one, while it reads a command line
-            continue
-        if not fits(value, option.type) and not (name in _ENDLESS and value == math.inf):
-            raise ValueError(f"{name} must be {in_words(option.type)}, not {value!r}")
+        value = getattr(options, option.name)
+        endless = option.name in _ENDLESS and value == math.inf
+        if option.type is not Path and not endless:  # for a path, tyro has a placeholder while it reads
+            check_kind(option.name, value, option.type)
 
 
 _ENDLESS = {"minutes", "clip_grad_norm", "min_snr_gamma"}  # no limit

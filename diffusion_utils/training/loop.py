@@ -34,6 +34,8 @@ from diffusion_utils.training.config import TrainConfig
 from diffusion_utils.training.consistency import STAGES, consistency_loss
 from diffusion_utils.training.optimizers import ema_update, make_optimizer
 
+IMAGES = "images must be a uint8 tensor (N, 3, H, W), 0 … 255, or latents of variance 1, float32 (N, C, H, W)"
+
 
 @dataclass(frozen=True, eq=False)
 class StepRecord:
@@ -261,13 +263,17 @@ class _Meter:
 
 def _check_images(images: Tensor) -> None:
     """Raise a ValueError for pictures that cannot be trained on."""
-    # Pictures as floats, 0 … 255, are a slip that would train without a word.
-    latents = images.dtype == torch.float32 and images.dim() == 4 and images.numel() > 1 and images.std() < 10
-    if images.dtype != torch.uint8 and not latents or images.dim() != 4 or len(images) == 0:
-        raise ValueError(
-            "images must be a uint8 tensor (N, 3, H, W), or latents, float32 (N, C, H, W), with N ≥ 1, "
-            f"not {images.dtype} {tuple(images.shape)}"
-        )
+    if not isinstance(images, Tensor) or images.dim() != 4 or not images.numel():
+        shape = getattr(images, "shape", None)
+        raise ValueError(f"{IMAGES}, with N ≥ 1, not {type(images).__name__} {tuple(shape) if shape else ''}".rstrip())
+    if images.dtype == torch.uint8:
+        return
+    # Pictures as floats, in [0, 1], [-1, 1] or 0 … 255, are a slip that would train without a word.
+    if images.dtype != torch.float32 or images.numel() < 2 or not images.std() < 10:
+        raise ValueError(f"{IMAGES}, not {images.dtype} {tuple(images.shape)}")
+    if images.abs().max() <= 1:
+        low, high = images.min().item(), images.max().item()
+        raise ValueError(f"{IMAGES}: numbers from {low:.2g} to {high:.2g} look like pictures, so give them as uint8")
 
 
 def _check_fit(config: TrainConfig, state: TrainState, batches: Batches) -> None:
