@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ from diffusion_utils.networks import presets
 from diffusion_utils.pipeline import Pipeline
 from diffusion_utils.prediction import Denoiser
 from diffusion_utils.training import TrainConfig, load_checkpoint, read_log
+from diffusion_utils.training.batches import make_batch
 
 ROOT = Path(__file__).parent.parent
 TINY = {"name": "resnet", "channels": [8, 8], "stem": 2, "embedding_dim": 8}
@@ -256,8 +257,9 @@ def test_very_few_pictures_are_all_used(tmp_path, folder, count):
     pictures = sets.load(str(folder), 8)
     assert torch.equal(pictures.images, pictures.held_out) and len(pictures.images) == count
     train("--data", folder, "--out", tmp_path / "run", "--steps", 1, "--size", 8, *COMMON)
-    errors = pretrained.card(tmp_path / "run" / "weights.safetensors")
-    assert len(errors["held_out_error_of_x0_as_share_of_variance"]) == (0 if count == 1 else 5)
+    card = pretrained.card(tmp_path / "run" / "weights.safetensors")
+    assert len(card["training_error_of_x0_as_share_of_variance"]) == (0 if count == 1 else 5)
+    assert not any(name.startswith("held_out") for name in card)  # since none are
 
 
 def test_grids_are_drawn_on_the_way(tmp_path, folder):
@@ -350,6 +352,21 @@ def test_a_run_of_few_timesteps_is_drawn_in_as_many(tmp_path, folder, count):
     own = ["--steps", 2, "--size", 8, "--num-train-timesteps", count]
     train("--data", folder, "--out", tmp_path / "run", *own, *COMMON)
     assert {"weights.safetensors", "samples.png"} <= {*files(tmp_path / "run")}
+
+
+@pytest.mark.parametrize("flag, mirrored", [([], True), (["--no-flip"], False)])
+def test_own_pictures_that_are_bright_on_the_left_stay_so_without_mirroring(tmp_path, flag, mirrored):
+    (tmp_path / "pictures").mkdir()
+    picture = np.zeros((12, 16, 3), np.uint8)
+    picture[:, :8] = 255
+    for i in range(40):
+        Image.fromarray(picture).save(tmp_path / "pictures" / f"{i:02d}.png")
+    job = configured(
+        "--data", tmp_path / "pictures", "--out", tmp_path / "x", "--size", 8, "--steps", 1, *flag, *COMMON
+    )
+    x0 = make_batch(job.images, 0, replace(job.run.config, batch_size=64))[0]
+    bright_on_the_right = (x0[..., 4:].mean((1, 2, 3)) > x0[..., :4].mean((1, 2, 3))).sum().item()
+    assert 16 < bright_on_the_right < 48 if mirrored else bright_on_the_right == 0
 
 
 def test_snapshots_are_kept_every_so_many_pictures_and_can_be_loaded(tmp_path, folder):
@@ -506,6 +523,7 @@ def test_errors_of_training_say_what_is_wrong(tmp_path, folder, monkeypatch, err
 
 
 TRAIN = ["train", "--out", "run", "--steps", 1]
+EXAMPLE = """'{"name": "resnet", "stem": 4}'"""
 UNREADABLE = {
     "command": (["paint"], "paint"),
     "flag": ([*TRAIN, "--colour", "red"], "--colour"),
@@ -514,8 +532,18 @@ UNREADABLE = {
     "prediction": ([*TRAIN, "--prediction-type", "x"], "--prediction-type"),
     "optimizer": ([*TRAIN, "--optimizer", "sgd"], "--optimizer"),
     "schedule": ([*TRAIN, "--schedule", "x"], "--schedule"),
-    "condition": ([*TRAIN, "--condition", "weather"], "--condition"),
-    "JSON": ([*TRAIN, "--network", "{name: resnet}"], "--network"),
+    "condition": ([*TRAIN, "--condition", "weather"], "one of 'None', 'body_type', 'caption', 'low_resolution'."),
+    **{
+        f"network {word}": ([*TRAIN, "--network", word], f"--network takes JSON such as {EXAMPLE}, not {word!r}")
+        for word in ("{name: resnet}", "resnet", "[1]", "3", "null", '"resnet"', "")
+    },
+    "no name": ([*TRAIN, "--network", "{}"], "network needs a name, such as {'name': 'resnet'}, not {}"),
+    **{
+        f"empty {name}": ([*TRAIN, f"--{name}", ""], f"{name} is empty: give a name or a path, or leave --{name} out")
+        for name in ("data", "start", "autoencoder")
+    },
+    "no size": ([*TRAIN, "--size", 0], "size must be at least 8 pixels, not 0"),
+    "no steps": (["train", "--out", "run", "--steps", 0], "steps must be greater than 0, not 0"),
     "sigma_data": ([*TRAIN, "--sigma-data", -1], "sigma_data must be greater than 0, not -1"),
     "floor": ([*TRAIN, "--snr-floor", 1], "give min_snr_gamma, too"),
     "seed": ([*TRAIN, "--seed", 2**63], "seed must lie in [0, 9223372036854775807], not 9223372036854775808"),
@@ -533,6 +561,14 @@ def test_a_command_line_that_cannot_be_read_is_refused_in_one_sentence(tmp_path,
     monkeypatch.chdir(tmp_path)
     code, said = error(*arguments)
     assert code == 2 and text in said and not any(mark in said for mark in "│╭╰─\x1b"), said
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("words", [["--out", ""], ["--out="]])
+def test_an_empty_out_is_not_this_folder(tmp_path, monkeypatch, error, words):
+    monkeypatch.chdir(tmp_path)
+    code, said = error("train", "--steps", 1, *words)
+    assert code == 1 and said == "error: --out is empty: give the folder of the run, or . for this one"
     assert not list(tmp_path.iterdir())
 
 

@@ -1,6 +1,7 @@
 """Train a denoiser, an autoencoder, or a few-step student."""
 
 import errno
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -180,16 +181,18 @@ class Job:
     def _measured(self, record: StepRecord) -> dict:
         """The model card's entries that are known only now."""
         config, denoiser, held_out = self.run.config, record.denoiser, self.held_out[:512]
+        few = torch.equal(self.pictures.images, self.pictures.held_out)  # too few to spare any
+        whose = "training" if few else "held_out"
         done = (record.images, record.step, round(record.seconds))
         entries = {
             "parameters": count_parameters(denoiser.net),
             "macs": count_macs(denoiser.net, tuple(held_out.shape[1:])),
             # What the run began with has been trained, too: its pictures, steps and seconds count.
             **{name: count + self.before.get(name, 0) for name, count in zip(COUNTED, done)},
-            "training_loss": round(record.loss, 5),
+            **({"training_loss": round(record.loss, 5)} if math.isfinite(record.loss) else {}),  # a log that is lost
         }
         if isinstance(denoiser.net, Autoencoder):
-            return entries | {"held_out_reconstruction": reconstruction_quality(denoiser.net, held_out)}
+            return entries | {f"{whose}_reconstruction": reconstruction_quality(denoiser.net, held_out)}
         times = [int(share * (config.num_train_timesteps - 1)) for share in (0.1, 0.3, 0.5, 0.7, 0.9)]
         cond = None  # networks are measured unconditional, but for those that cannot do without
         if isinstance(denoiser.net, SuperResolution):
@@ -199,7 +202,7 @@ class Job:
         varied = bool((held_out != held_out[:1]).any())  # one picture has no variance to compare with
         errors = error_per_timestep(denoiser, held_out, times, cond=cond) if varied else []
         errors = {f"t={t}": round(error, 4) for t, error in zip(times, errors)}
-        return entries | {"held_out_error_of_x0_as_share_of_variance": errors}
+        return entries | {f"{whose}_error_of_x0_as_share_of_variance": errors}
 
 
 def prepare(run: Run) -> Job:
@@ -296,7 +299,8 @@ def _located(run: Run) -> Run:
     """The run with whole paths, so that it can be resumed from another working folder."""
     names = {"data": sets.LICENCES, "start": pretrained.names(), "autoencoder": pretrained.names()}
     paths = {name: getattr(run, name) for name in names}
-    return replace(run, **{name: str(Path(p).absolute()) for name, p in paths.items() if p and p not in names[name]})
+    paths = {name: path for name, path in paths.items() if path is not None and path not in names[name]}
+    return replace(run, **{name: str(Path(path).absolute()) for name, path in paths.items()})
 
 
 def _resumed(run: Run) -> tuple[Run, dict]:

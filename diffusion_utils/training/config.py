@@ -62,7 +62,9 @@ class TrainConfig:
     # Share of the pictures whose condition is withheld, so that the network also learns to draw without one: what
     # classifier-free guidance needs (Ho & Salimans 2022, 2207.12598, algorithm 1).
     cond_dropout: float = 0.1
-    flip: bool = True  # Mirror each picture left to right with probability ½.
+    # Mirror each picture left to right with probability ½, so that the network learns, and draws, either way round;
+    # leave it out where left and right differ, as in letters.  Toy cars with captions never are.
+    flip: bool = True
     seed: int = 0  # Of the initial weights, the order of the pictures, the noise and the timesteps.
     # Precision of the network's arithmetic; "auto": bf16 where the device computes in it natively.
     mixed_precision: Literal["auto", "no", "bf16"] = "auto"
@@ -75,7 +77,7 @@ class TrainConfig:
         for name in _POSITIVE:
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be greater than 0, not {getattr(self, name)}")
-        if isinstance(self.network, dict) and "name" not in self.network:
+        if self.network is not None and not isinstance(self.network.get("name"), str):
             raise ValueError(f"network needs a name, such as {{'name': 'resnet'}}, not {self.network}")
         if self.warmup_steps < 0 or self.weight_decay < 0:
             raise ValueError("warmup_steps and weight_decay must be at least 0")
@@ -104,7 +106,9 @@ class TrainConfig:
             raise ValueError("objective 'consistency' weighs its loss in its own way: leave min_snr_gamma out")
         if self.objective == "consistency" and self.zero_terminal_snr:
             raise ValueError("objective 'consistency' needs a little signal everywhere: leave zero_terminal_snr out")
-        if self.network and (self.objective == "autoencoder") != (self.network.get("name") == "autoencoder"):
+        if self.network is not None and (self.objective == "autoencoder") != (
+            self.network.get("name") == "autoencoder"
+        ):
             raise ValueError("objective 'autoencoder' and network 'autoencoder' belong together: give both or neither")
 
     def make_schedule(self) -> Schedule:
@@ -166,6 +170,9 @@ class Run:
 
     def __post_init__(self):
         _check_kinds(self)
+        for name in ("data", "start", "autoencoder"):
+            if getattr(self, name) == "":
+                raise ValueError(f"{name} is empty: give a name or a path, or leave --{name} out")
         if self.size is not None and self.size < 8:
             raise ValueError(f"size must be at least 8 pixels, not {self.size}")
         if self.sample_every < 0 or self.snapshot_images < 0:
