@@ -116,6 +116,11 @@ def test_super_resolution_is_trained_and_enlarges_what_another_network_draws(few
         draw(*grid, "--enlarge", up, "--noise-level", "900")
 
 
+def prepared(*arguments):
+    (run,) = parse(["train", *map(str, arguments)]).args
+    return prepare(run)
+
+
 def test_latents_are_learnt_mirrored_pictures_among_them(few, tmp_path):
     vae = [
         "--objective",
@@ -153,6 +158,14 @@ def test_latents_are_learnt_mirrored_pictures_among_them(few, tmp_path):
     assert (
         pretrained.card(out / "snapshots/weights_000000016.safetensors")["autoencoder"] == "../autoencoder.safetensors"
     )
+    own = ["--autoencoder", weights, "--network", network, *common, "--no-flip", "--out", tmp_path / "unmirrored"]
+    train(*own)  # and pictures alone, where that is asked for
+    one, both = (len(prepared("--resume", "--out", place).images) for place in (tmp_path / "unmirrored", out))
+    assert both == 2 * one == 2 * len(prepared(*own).images)
+    stored = json.loads((out / "run.json").read_text())
+    assert stored.pop("mirrored") is True
+    (out / "run.json").write_text(json.dumps(stored))  # as it was when there was no choice
+    assert len(prepared("--resume", "--out", out).images) == both
     (tmp_path / "vae").rename(tmp_path / "elsewhere")  # the run has a copy
     out = out.rename(tmp_path / "moved")
     train("--resume", "--steps", 6, "--out", out)
