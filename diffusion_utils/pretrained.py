@@ -65,7 +65,8 @@ def load(name: str | Path, device: torch.device | str = "cpu", contents: dict | 
 
     Raises:
         FileNotFoundError: no such weights; lists those that ship.
-        ValueError: the file is truncated, not safetensors, or does not fit the network on its card.
+        ValueError: the file is truncated, not safetensors, does not fit the network on its card, or holds
+            numbers that are not finite.
     """
     path, contents = _find(name), card(name) if contents is None else contents
     network = networks.build(**contents["network"])
@@ -74,6 +75,7 @@ def load(name: str | Path, device: torch.device | str = "cpu", contents: dict | 
             weights = {key: file.get_tensor(key).float() for key in file.keys()}
     except (SafetensorError, OSError, struct.error) as error:
         raise ValueError(f"{path} is damaged or not a safetensors file ({error}): download or train it again") from None
+    _check_finite(weights, path)
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:  # its first line only says that something is wrong
@@ -128,18 +130,31 @@ def save(path: str | Path, denoiser: Denoiser, contents: dict, dtype: torch.dtyp
         contents: the card's contents; must hold what `load` needs (network, prediction_type, schedule,
             num_train_timesteps, zero_terminal_snr; for "edm" sigma_data).  The number of parameters
             is added, and an autoencoder's path is written as seen from the card.
+
+    Raises:
+        ValueError: the card lacks something; or weights that are not finite, or not in this precision.
     """
     path = Path(path)
     missing = _missing(contents)
     if path.suffix != ".safetensors" or missing:
         raise ValueError(f"the card lacks {', '.join(missing)}" if missing else f"{path} must end in .safetensors")
     weights = {key: value.detach().to("cpu", dtype).contiguous() for key, value in denoiser.net.state_dict().items()}
+    _check_finite(weights, path)
     contents = {"parameters": networks.count_parameters(denoiser.net), **contents}
     encoder = contents.get("autoencoder")
     if encoder is not None and encoder not in names():
         contents["autoencoder"] = Path(os.path.relpath(encoder, path.parent)).as_posix()
     write_atomically(path, lambda temporary: save_file(weights, temporary))
     write_json(path.with_suffix(".json"), contents)
+
+
+def _check_finite(weights: dict[str, torch.Tensor], path: Path) -> None:
+    """Raise a ValueError for weights that could only draw black."""
+    bad = next((name for name, value in weights.items() if not value.isfinite().all()), None)
+    if bad:
+        raise ValueError(
+            f"{path}: the weights hold numbers that are not finite, in {bad}: download or train them again"
+        )
 
 
 def _missing(contents: dict) -> list[str]:

@@ -243,6 +243,10 @@ def _walk(
 
         def guess(x: Tensor, t: int = t) -> Tensor:
             x0 = predict(x, torch.full((len(x),), t, device=x.device))
+            if not x0.isfinite().all():  # before they are clipped and pass for black or white
+                raise FloatingPointError(
+                    f"the guess at timestep {t} is not finite: the weights are damaged, or guidance is too strong"
+                )
             return x0.clamp(-1, 1) if clip_sample else x0
 
         # Kept in float64 numbers: products of small α and σ lose digits in float32.

@@ -332,3 +332,23 @@ def test_a_missing_package_says_what_to_install(monkeypatch, name, package, inst
     monkeypatch.setitem(sys.modules, package, None)  # makes the import fail
     with pytest.raises(ImportError, match=f"the extractor '{name}' needs: pip install {install}"):
         extractor(name)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("measure", [kid, fid, precision_recall, nearest])
+def test_features_that_are_not_finite_are_not_measured(measure, value):
+    good, bad = rows(8), rows(8, seed=1)
+    bad[3, 1] = value
+    for pair in ((good, bad), (bad, good)):
+        with pytest.raises(ValueError, match="not finite"):
+            measure(*pair)
+
+
+def test_pictures_that_are_not_finite_have_no_features():
+    pictures = torch.zeros(4, 3, 8, 8)
+    pictures[2, 0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match="not finite"):
+        features(pictures)
+    broken = nn.Sequential(Pixels(), nn.Threshold(2, float("inf")))
+    with pytest.raises(FloatingPointError, match="features hold numbers that are not finite"):
+        features(torch.zeros(4, 3, 8, 8), broken)

@@ -6,6 +6,7 @@ import struct
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from diffusion_utils import networks, pipeline, pretrained
@@ -312,3 +313,30 @@ def test_shipped_toy_weights_see_through_noise(name):
             small, denoiser.schedule, torch.zeros(64, dtype=torch.int64), torch.zeros_like(small)
         )
     assert error_per_timestep(denoiser, images, [t], cond=cond)[0] < 0.5
+
+
+# ---------------------------------------------------------------- numbers that are not finite
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite_are_neither_loaded_nor_saved(tmp_path, tiny_weights, value):
+    path = tiny_weights(tmp_path / "mine.safetensors")
+    denoiser, card = pretrained.load(path), pretrained.card(path)
+    weights = load_file(path)
+    weights["head.2.bias"][0] = value
+    save_file(weights, path)
+    with pytest.raises(ValueError, match=rf"{path}: .* not finite, in head.2.bias: download or train"):
+        pretrained.load(path)
+    denoiser.net.head[2].bias[0] = value
+    with pytest.raises(ValueError, match="not finite, in head.2.bias"):
+        pretrained.save(tmp_path / "new.safetensors", denoiser, card)
+    assert not list(tmp_path.glob("new*"))
+
+
+def test_weights_beyond_half_precision_are_not_saved_as_infinite_ones(tmp_path, tiny_denoiser):
+    denoiser, card = tiny_denoiser()
+    denoiser.net.head[2].bias.data[0] = 1e5
+    with pytest.raises(ValueError, match="not finite"):
+        pretrained.save(tmp_path / "a.safetensors", denoiser, card)
+    pretrained.save(tmp_path / "a.safetensors", denoiser, card, torch.float32)
+    assert pretrained.load(tmp_path / "a.safetensors").net.head[2].bias[0] == 1e5

@@ -619,3 +619,14 @@ def test_an_unknown_sampler_is_refused():
 def test_no_seeds_are_refused():
     with pytest.raises(ValueError, match="at least one seed: one picture is drawn per seed"):
         sample(denoiser(), [], SHAPE)
+
+
+@every_sampler
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_guess_that_is_not_finite_is_no_black_picture(sampler, value):
+    def broken(x, t):
+        return torch.where(t.reshape(-1, 1, 1, 1) < 500, value, x)
+
+    broken.schedule = cosine(1000)
+    with pytest.raises(FloatingPointError, match="the guess at timestep 499 is not finite"):
+        sample(broken, [0], (3, 8, 8), sampler, 10)

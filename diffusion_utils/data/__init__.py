@@ -12,7 +12,13 @@ def to_float(images: Tensor) -> Tensor:
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Float pictures in [-1, 1] to uint8 0 … 255, rounded; values outside are clipped."""
+    """Float pictures in [-1, 1] to uint8 0 … 255, rounded; values outside are clipped.
+
+    Raises:
+        ValueError: a number that is not finite, which would become black.
+    """
+    if not images.isfinite().all():
+        raise ValueError("the pictures hold numbers that are not finite: their weights or data are damaged")
     return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 

@@ -126,6 +126,8 @@ class FeatureReader:
         return (self._prepare(features) @ self.weights + self.share).argmax(1)
 
     def _prepare(self, features: Tensor) -> Tensor:
+        if not features.isfinite().all():
+            raise ValueError("the features hold numbers that are not finite: nothing can be read from them")
         return (features.double() - self.mean) / self.spread
 
 

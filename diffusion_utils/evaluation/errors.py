@@ -1,5 +1,6 @@
 """Measuring a network on real pictures: the error of its guess at each noise level, and what is possible at best."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -44,6 +45,8 @@ def error_per_timestep(
             steps = torch.full((len(x0),), t, device=device)
             guess = denoiser(denoiser.schedule.add_noise(x0, epsilon, steps), steps, rows)
             total += (guess - x0).square().sum().item()
+        if not math.isfinite(total):
+            raise FloatingPointError(f"the error at timestep {t} is not finite: weights or pictures are damaged")
         errors.append(total / pictures.numel() / variance)
     return errors
 

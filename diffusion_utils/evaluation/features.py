@@ -113,7 +113,10 @@ def features(images: Tensor, network: str | nn.Module = DEFAULT, batch_size: int
     network = extractor(network) if isinstance(network, str) else network
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     batches = tqdm(images.split(batch_size), desc="features", leave=False, disable=len(images) < 1000)
-    return torch.cat([network(batch.to(device)).float().cpu() for batch in batches])
+    rows = torch.cat([network(batch.to(device)).float().cpu() for batch in batches])
+    if not rows.isfinite().all():
+        raise FloatingPointError("the features hold numbers that are not finite: their network's weights are damaged")
+    return rows
 
 
 def cached(images: Tensor, name: str = DEFAULT) -> Tensor:
