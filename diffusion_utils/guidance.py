@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from diffusion_utils.networks import without
 from diffusion_utils.prediction import Denoiser
-from diffusion_utils.sampling import stream
+from diffusion_utils.sampling import checked_seeds, stream
 from diffusion_utils.schedule import Schedule
 
 
@@ -156,5 +156,5 @@ def conditions(shares: Mapping[str, float], seeds: Sequence[int], name: str | No
 def chosen_by_seed(weights: Sequence[float], seeds: Sequence[int]) -> Tensor:
     """One of several things for each seed, int64 (N,), drawn with probabilities proportional to `weights`."""
     # The picture's own seed drives its noise; another stream decides what it shows.
-    generators = [torch.Generator().manual_seed(stream(seed, 1)) for seed in seeds]
+    generators = [torch.Generator().manual_seed(stream(seed, 1)) for seed in checked_seeds(seeds)]
     return torch.cat([torch.multinomial(torch.tensor(weights), 1, generator=g) for g in generators])

@@ -22,7 +22,16 @@ from diffusion_utils.guidance import Guided, chosen_by_seed, conditions, skip_la
 from diffusion_utils.networks import Autoencoder, SuperResolution
 from diffusion_utils.networks.super_resolution import low_resolution_cond
 from diffusion_utils.prediction import Denoiser
-from diffusion_utils.sampling import Noise, SamplerName, Step, TimestepSpacing, sample, stream, trajectory
+from diffusion_utils.sampling import (
+    Noise,
+    SamplerName,
+    Step,
+    TimestepSpacing,
+    checked_seeds,
+    sample,
+    stream,
+    trajectory,
+)
 
 BATCH = 64  # pictures drawn at once
 WALK = ("sampler", "steps", "eta", "timestep_spacing", "clip_sample")  # options of `Drawing` that samplers take
@@ -178,6 +187,7 @@ class Pipeline:
         if other := options.keys() - {*WALK}:
             raise ValueError(f"enlarging takes {', '.join(WALK)}, not {', '.join(sorted(other))}")
         self.check_enlarging(noise_level)
+        seeds = checked_seeds(seeds)
         if len(images) != len(seeds):
             raise ValueError(f"{len(seeds)} seeds for {len(images)} pictures: give one each")
         small = to_float(images) if images.dtype == torch.uint8 else images.float()
@@ -196,6 +206,7 @@ class Pipeline:
             raise ValueError(f"noise_level must lie in [0, {net.max_noise - 1}], not {noise_level}")
 
     def _draw(self, seeds: Sequence[int], denoiser: Denoiser | Guided, how: dict) -> Tensor:
+        seeds = checked_seeds(seeds)
         drawn, autoencoder = [], self.denoiser.autoencoder
         for i in tqdm(range(0, len(seeds), BATCH), desc="drawing", leave=False, disable=len(seeds) <= BATCH):
             which = slice(i, i + BATCH)
@@ -210,8 +221,7 @@ class Pipeline:
         """The denoiser for these pictures, and the arguments for `sampling.trajectory`."""
         if isinstance(self.denoiser.net, Autoencoder | SuperResolution):
             raise ValueError(f"{self.name} cannot draw from nothing: an autoencoder, or a network that enlarges")
-        if not len(seeds):
-            raise ValueError("give at least one seed: one picture is drawn per seed")
+        seeds = checked_seeds(seeds)
         cond, guide, drawing = self._cond(seeds, condition, prompt), None, self.settled(condition, **options)
         if drawing.skip_layers:
             guide = skip_layers(self.denoiser, drawing.skip_layers)

@@ -445,6 +445,7 @@ UNREADABLE = {
     "JSON": ([*TRAIN, "--network", "{name: resnet}"], "--network"),
     "sigma_data": ([*TRAIN, "--sigma-data", -1], "sigma_data must be greater than 0, not -1"),
     "floor": ([*TRAIN, "--snr-floor", 1], "give min_snr_gamma, too"),
+    "seed": ([*TRAIN, "--seed", 2**63], "seed must lie in [0, 9223372036854775807], not 9223372036854775808"),
     "small": ([*TRAIN, "--size", 4], "size must be at least 8 pixels, not 4"),
     "sampler": (["sample", "--weights", "toy-cars-resnet", "--out", "a.png", "--sampler", "euler"], "--sampler"),
     "no weights": (["sample", "--out", "a.png"], "--weights"),
@@ -567,6 +568,8 @@ SAMPLE_ERRORS = {
     "eta": (["--eta", 0.5], "eta belongs to the sampler ddim, not to dpm_solver_pp"),
     "eta range": (["--eta", 2, "--sampler", "ddim"], "in [0, 1], not 2"),
     "steps": (["--steps", 101], "in [1, 100], not 101"),
+    "seed": (["--seed", -1], "seed must lie in [0, 9223372036854775807], not -1"),
+    "last seed": (["--seed", 2**63 - 2, "--count", 3], "seed must lie in [0, 9223372036854775807], not 92"),
 }
 
 

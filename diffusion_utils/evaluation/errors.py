@@ -9,6 +9,7 @@ from torch import Tensor
 from diffusion_utils.data import to_float, to_uint8
 from diffusion_utils.networks import Autoencoder
 from diffusion_utils.prediction import PREDICTION_TYPES, Denoiser
+from diffusion_utils.sampling import generator
 
 
 @torch.no_grad()
@@ -34,8 +35,7 @@ def error_per_timestep(
     # Variance around the mean picture: what is left to know once one has seen the whole set.
     pictures = to_float(images) if images.dtype == torch.uint8 else images
     variance = (pictures - pictures.mean(0)).square().mean().item()
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(pictures.shape, generator=generator)
+    noise = torch.randn(pictures.shape, generator=generator(seed))
     errors = []
     for t in timesteps:
         total = 0.0

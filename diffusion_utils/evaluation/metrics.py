@@ -9,6 +9,8 @@ import warnings
 import torch
 from torch import Tensor, nn
 
+from diffusion_utils.sampling import checked_seeds, fold
+
 
 class _Identity(nn.Module):
     """torchmetrics wants a network that makes features; here they are made already."""
@@ -50,7 +52,7 @@ def kid(
     metric.update(real, real=True)
     metric.update(generated, real=False)
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed GPUs, too
+        torch.default_generator.manual_seed(fold(*checked_seeds([seed])))  # torch.manual_seed would reseed GPUs, too
         mean, spread = metric.compute()
     return mean.item(), spread.item()
 

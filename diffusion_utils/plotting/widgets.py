@@ -28,6 +28,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffusion_utils.plotting.pictures import picture_grid
+from diffusion_utils.sampling import generator
 from diffusion_utils.schedule import Schedule
 
 CELL_HEIGHT = 128  # pixels on screen that one picture is high, unless the row gets too wide
@@ -140,7 +141,7 @@ def noise_slider(
     # Its height and width, and an early error for anything that is no batch of pictures.
     size = picture_grid(images, columns, aspect).shape
     images = images.detach().float().cpu()
-    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(seed))
+    noise = torch.randn(images.shape, generator=generator(seed))
 
     def frame(t: int) -> bytes:
         return encode(picture_grid(schedule.add_noise(images, noise, t), columns, aspect))

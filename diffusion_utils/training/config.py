@@ -7,6 +7,7 @@ from typing import Literal, get_args, get_origin
 
 from diffusion_utils.data.sets import Condition
 from diffusion_utils.prediction import PredictionType
+from diffusion_utils.sampling import checked_seeds
 from diffusion_utils.schedule import Schedule, ScheduleName, make_schedule
 
 BUDGET = ("steps", "images", "minutes")
@@ -78,6 +79,7 @@ class TrainConfig:
             raise ValueError(f"network needs a name, such as {{'name': 'resnet'}}, not {self.network}")
         if self.warmup_steps < 0 or self.weight_decay < 0:
             raise ValueError("warmup_steps and weight_decay must be at least 0")
+        checked_seeds([self.seed])
         for name in ("cond_dropout", "decay_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], not {getattr(self, name)}")
