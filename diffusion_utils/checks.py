@@ -53,6 +53,12 @@ def in_words(hint: object) -> str:
     return WORDS.get(hint, getattr(hint, "__name__", str(hint)))
 
 
+def check_kind(name: str, value: object, hint: object) -> None:
+    """Raise a ValueError that names an option whose value is not of its kind."""
+    if not fits(value, hint):
+        raise ValueError(f"{name} must be {in_words(hint)}, not {value!r}")
+
+
 def check_device(device: torch.device | str) -> None:
     """Raise a ValueError for a device that this machine has not, or that keeps no numbers (meta)."""
     try:

@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffusion_utils import pretrained
+from diffusion_utils.checks import check_kind, fits
 from diffusion_utils.data import to_float, to_uint8
 from diffusion_utils.guidance import Guided, chosen_by_seed, conditions, skip_layers
 from diffusion_utils.networks import Autoencoder, SuperResolution
@@ -30,6 +31,7 @@ from diffusion_utils.sampling import (
     checked_seeds,
     sample,
     stream,
+    timesteps,
     trajectory,
 )
 
@@ -68,16 +70,21 @@ class Drawing:
     def __post_init__(self):
         if isinstance(self.skip_layers, str):
             raise ValueError(f"skip_layers is a list of names, [{self.skip_layers!r}], not one name")
+        for option in fields(self):  # names that are not known are refused where they are looked up
+            if option.name not in ("interval", "sampler", "timestep_spacing"):
+                check_kind(option.name, getattr(self, option.name), option.type)
         if self.guide not in (None, "none") and self.skip_layers:
             raise ValueError("guide and skip_layers both make the worse guess: choose one of them")
-        if self.interval is not None and (len(self.interval) != 2 or self.interval[0] > self.interval[1]):
+        if not fits(self.interval, tuple[int, int] | None) or self.interval and self.interval[0] > self.interval[1]:
             raise ValueError(f"interval is the lowest and the highest timestep, such as 100 900, not {self.interval}")
+        if self.eta is not None and not 0 <= self.eta <= 1:
+            raise ValueError(f"eta must lie in [0, 1], not {self.eta}")
         if self.eta is not None and self.sampler not in (None, "ddim"):
             raise ValueError(f"eta belongs to the sampler ddim, not to {self.sampler}")
 
     def over(self, advice: "Drawing") -> "Drawing":
         """These options, and the advice where nothing is set."""
-        if self.guide or self.skip_layers is not None:  # another worse guess than the advice's
+        if self.guide is not None or self.skip_layers is not None:  # another worse guess than the advice's
             advice = replace(advice, guide=None, skip_layers=None)
         if self.sampler not in (None, "ddim"):  # an advised eta belongs to an advised ddim
             advice = replace(advice, eta=None)
@@ -161,11 +168,39 @@ class Pipeline:
     def settled(self, condition: str | None = None, **options) -> Drawing:
         """How it draws with this condition and these options: complete, nothing is left to the card."""
         asked = Drawing(**options)
-        drawing = asked.over(self.drawing)
+        drawing = self._over_advice(asked)
         itself = drawing.guide in (None, "none") and not drawing.skip_layers
         if condition == UNCONDITIONAL and itself and asked.guidance_scale is None:
-            return replace(drawing, guidance_scale=1.0)  # there is no condition to go away from
+            drawing = replace(drawing, guidance_scale=1.0)  # there is no condition to go away from
+        self._refuse_ignored(asked, drawing)
         return drawing
+
+    def _over_advice(self, asked: Drawing) -> Drawing:
+        """The options, and the card's advice where nothing is asked: at most as many steps as there are timesteps."""
+        drawing = asked.over(self.drawing)
+        most = self.denoiser.schedule.num_train_timesteps
+        return drawing if asked.steps is not None else replace(drawing, steps=min(drawing.steps, most))
+
+    def _refuse_ignored(self, asked: Drawing, drawing: Drawing) -> None:
+        """Raise a ValueError for an option of guidance that would change nothing."""
+        if asked.guidance_scale is None and drawing.guidance_scale == 1:
+            for name in ("interval", "guide", "skip_layers", "guide_conditional"):
+                if getattr(asked, name) not in (None, "none", (), []):
+                    raise ValueError(f"{name} belongs to guidance: give guidance_scale, too, such as 2")
+        if asked.guide_conditional is not None and drawing.guide in (None, "none") and not drawing.skip_layers:
+            raise ValueError("guide_conditional is about another network's guess: give guide or skip_layers, too")
+        visited = self._visited(drawing)
+        if asked.interval is not None:
+            if not any(asked.interval[0] <= t <= asked.interval[1] for t in visited):
+                raise ValueError(
+                    f"interval {asked.interval[0]} {asked.interval[1]} holds none of the timesteps that are visited, "
+                    f"{visited[0]} … {visited[-1]}: nothing would be guided"
+                )
+
+    def _visited(self, drawing: Drawing) -> list[int]:
+        """The timesteps of a walk."""
+        spacing = drawing.timestep_spacing or "trailing"
+        return timesteps(self.denoiser.schedule.num_train_timesteps, drawing.steps, spacing)
 
     def enlarge(self, images: Tensor, seeds: Sequence[int], noise_level: int = 100, **options) -> Tensor:
         """The last stage of a cascade: pictures drawn anew, larger, by a network for super-resolution.
@@ -194,7 +229,7 @@ class Pipeline:
         noise = Noise([stream(seed, 2) for seed in seeds], small.shape[1:])()  # another stream than the pictures' own
         cond = low_resolution_cond(small, self.denoiser.schedule, torch.full((len(small),), noise_level), noise)
         shape = (3, *(self.denoiser.net.scale * side for side in small.shape[2:]))
-        how = self._sampling(Drawing(**options).over(self.drawing), shape)
+        how = self._sampling(self._over_advice(Drawing(**options)), shape)
         return self._draw(seeds, Guided(self.denoiser, cond.to(self.device)), how)
 
     def check_enlarging(self, noise_level: int) -> None:
@@ -226,12 +261,29 @@ class Pipeline:
         if drawing.skip_layers:
             guide = skip_layers(self.denoiser, drawing.skip_layers)
         elif drawing.guide not in (None, "none"):
-            guide = pretrained.load(drawing.guide, self.device)
+            guide = self._guide(drawing, cond is not None)
         how, scale, shift = self._sampling(drawing), drawing.guidance_scale, drawing.time_shift
         if cond is None and guide is None and scale == 1 and not shift:
             return self.denoiser, how
         cond = None if cond is None else cond.to(self.device)
         return Guided(self.denoiser, cond, guide, scale, drawing.interval, shift, drawing.guide_conditional), how
+
+    def _guide(self, drawing: Drawing, conditional: bool) -> Denoiser:
+        """The weaker network, which must draw what this one draws."""
+        guide = load(drawing.guide, self.device)
+        if isinstance(guide.denoiser.net, Autoencoder | SuperResolution) or guide.size != self.size:
+            raise ValueError(f"the guide {guide.name} draws no pictures of {self.size}×{self.size}: choose another")
+        if conditional and drawing.guide_conditional and guide._known != self._known:
+            raise ValueError(
+                f"the guide {guide.name} takes other conditions than {self.name}: choose another, "
+                "or set guide_conditional to False"
+            )
+        return guide.denoiser
+
+    @property
+    def _known(self) -> list[str]:
+        """The conditions, or the words, that the network knows, in their order."""
+        return list(self.card.get("conditions") or self.card.get("network", {}).get("words") or ())
 
     def _cond(self, seeds: Sequence[int], condition: str | None, prompt: str | Sequence[str] | None) -> Tensor | None:
         """The pictures' conditions as the network takes them, or None."""
@@ -248,6 +300,7 @@ class Pipeline:
             return conditions(shares, seeds, condition)
         if prompt is None:
             prompt = [prompts[i] for i in chosen_by_seed([1.0] * len(prompts), seeds).tolist()]
+        check_kind("prompt", prompt, str | Sequence[str])
         texts = [prompt] if isinstance(prompt, str) else list(prompt)
         if len(texts) not in (1, len(seeds)):
             raise ValueError(f"{len(texts)} prompts for {len(seeds)} pictures: give one for all, or one each")

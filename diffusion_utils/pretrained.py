@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from diffusion_utils import networks
+from diffusion_utils.checks import check_device
 from diffusion_utils.files import write_atomically, write_json
 from diffusion_utils.networks import Autoencoder
 from diffusion_utils.prediction import Denoiser
@@ -68,6 +69,7 @@ def load(name: str | Path, device: torch.device | str = "cpu", contents: dict | 
         ValueError: the file is truncated, not safetensors, does not fit the network on its card, or holds
             numbers that are not finite.
     """
+    check_device(device)
     path, contents = _find(name), card(name) if contents is None else contents
     network = networks.build(**contents["network"])
     try:

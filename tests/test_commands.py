@@ -22,6 +22,7 @@ from diffusion_utils.commands import COMMANDS, main, parse
 from diffusion_utils.commands.train import prepare
 from diffusion_utils.data import sets, stanford_cars, to_float, toy_cars
 from diffusion_utils.networks import presets
+from diffusion_utils.pipeline import Pipeline
 from diffusion_utils.prediction import Denoiser
 from diffusion_utils.training import TrainConfig, load_checkpoint, read_log
 
@@ -448,6 +449,7 @@ UNREADABLE = {
     "seed": ([*TRAIN, "--seed", 2**63], "seed must lie in [0, 9223372036854775807], not 9223372036854775808"),
     "small": ([*TRAIN, "--size", 4], "size must be at least 8 pixels, not 4"),
     "sampler": (["sample", "--weights", "toy-cars-resnet", "--out", "a.png", "--sampler", "euler"], "--sampler"),
+    "eta": (["sample", "--weights", "a", "--out", "a.png", "--eta", 2, "--sampler", "ddim"], "in [0, 1], not 2"),
     "no weights": (["sample", "--out", "a.png"], "--weights"),
     "two guides": (["evaluate", "--weights", "a", "--data", "b", "--guide", "c", "--skip-layers", "d"], "choose one"),
     "extractor": (["evaluate", "--weights", "a", "--data", "b", "--extractor", "eye"], "--extractor"),
@@ -566,19 +568,46 @@ SAMPLE_ERRORS = {
     "unknown": (["--weights", "nobodys"], "no weights named 'nobodys'"),
     "count": (["--count", 0], "--count and --columns must be at least 1"),
     "eta": (["--eta", 0.5], "eta belongs to the sampler ddim, not to dpm_solver_pp"),
-    "eta range": (["--eta", 2, "--sampler", "ddim"], "in [0, 1], not 2"),
     "steps": (["--steps", 101], "in [1, 100], not 101"),
+    "no ending": (["--out", "grid"], "grid ends in no format of pictures that can be written: choose .png, .jpg"),
+    "ending": (["--out", "grid.docx"], "grid.docx ends in no format of pictures"),
+    "icon": (["--out", "grid.ico"], "grid.ico ends in no format of pictures"),
+    "folder": (["--out", "folder.png"], "--out folder.png is a folder: give the name of a file"),
+    "below a file": (["--out", "file/a.png"], "file is a file and not a folder"),
+    "device": (["--device", "gpu"], "there is no device 'gpu' here: choose one of cpu"),
+    "no device": (["--device", ""], "there is no device '' here"),
+    "enlarge": (["--enlarge", ""], "no weights named ''"),
+    "noise level": (["--noise-level", 50], "--noise-level is about enlarging: give --enlarge, too"),
+    "interval": (["--interval", 10, 20], "interval belongs to guidance: give --guidance-scale, too, such as 2"),
+    "guide": (["--guide", "x"], "guide belongs to guidance: give --guidance-scale, too, such as 2"),
+    "scale": (["--guidance-scale", 2], "--guidance-scale 2.0 needs a worse guess to walk away from"),
+    "empty condition": (["--condition", ""], "takes no condition: leave it out"),
+    "empty prompt": (["--prompt", ""], "takes no prompt: leave it out"),
+    "empty weights": (["--weights", ""], "no weights named ''"),
     "seed": (["--seed", -1], "seed must lie in [0, 9223372036854775807], not -1"),
     "last seed": (["--seed", 2**63 - 2, "--count", 3], "seed must lie in [0, 9223372036854775807], not 92"),
 }
 
 
 @pytest.mark.parametrize("arguments, text", SAMPLE_ERRORS.values(), ids=SAMPLE_ERRORS)
-def test_errors_of_sampling_say_what_is_wrong(tmp_path, weights, error, arguments, text):
-    out = tmp_path / "grid.png"
-    code, said = error("sample", "--weights", weights, "--out", out, "--device", "cpu", *arguments)
+def test_errors_of_sampling_say_what_is_wrong(tmp_path, monkeypatch, weights, error, arguments, text):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Pipeline, "_draw", None)  # all is said before the work
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "file").touch()
+    code, said = error("sample", "--weights", weights, "--out", "grid.png", "--device", "cpu", *arguments)
     assert code == 1 and text in said
-    assert not out.exists()
+    assert files(tmp_path) == ["file", "folder.png"]
+
+
+@pytest.mark.parametrize(
+    "ending, form", [("webp", "WEBP"), ("gif", "GIF"), ("JPG", "JPEG"), ("tif", "TIFF"), ("png", "PNG")]
+)
+def test_a_grid_is_written_as_its_name_ends(tmp_path, weights, ending, form):
+    out = tmp_path / f"a.{ending}"
+    draw(weights, out, "--count", 2, "--steps", 2)
+    with Image.open(out) as image:
+        assert image.format == form and image.size[0] > image.size[1]
 
 
 def test_a_card_without_a_size_is_drawn_at_64(tmp_path, weights):

@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
+from dataclasses import fields
 from functools import partial, wraps
 from inspect import getdoc
 from pathlib import Path
@@ -22,11 +23,14 @@ from diffusion_utils.commands.export import export
 from diffusion_utils.commands.figures import figures
 from diffusion_utils.commands.sample import sample
 from diffusion_utils.commands.train import OPEN, stored_run, train
+from diffusion_utils.pipeline import Drawing
 from diffusion_utils.training import Run
 
 COMMANDS = {f.__name__: f for f in (train, sample, evaluate, figures, export, download)}
 ABOUT = "Diffusion models: train them, draw with them, measure them."
 PROGRAM = "python -m diffusion_utils"
+# Options of drawing as errors of the library name them; who types flags is told flags.
+FLAGS = re.compile(rf"(?<![\w-])({'|'.join(option.name for option in fields(Drawing) if '_' in option.name)})\b")
 TYPES = tyro.constructors.ConstructorRegistry()
 
 
@@ -49,7 +53,7 @@ def main(arguments: list[str]) -> int:
     try:
         parse(arguments)()
     except (ValueError, OSError, FloatingPointError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {FLAGS.sub(lambda name: '--' + name[0].replace('_', '-'), str(error))}", file=sys.stderr)
         return 1
     return 0
 

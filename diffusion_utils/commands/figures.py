@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
 from diffusion_utils import pipeline, pretrained
+from diffusion_utils.checks import check_folder, suggestions
 from diffusion_utils.data import stanford_cars, to_float, to_uint8, toy_cars
 from diffusion_utils.data.captions import captions as all_captions
 from diffusion_utils.evaluation import features
@@ -42,7 +43,8 @@ def figures(names: tyro.conf.Positional[tuple[str, ...]] = (), out: Path = Path(
     """
     unknown = [name for name in names if name not in FIGURES]
     if unknown:
-        raise ValueError(f"no figure named {unknown[0]!r}: choose among {', '.join(FIGURES)}")
+        raise ValueError(f"no figure named {unknown[0]!r}: choose one of {suggestions(unknown[0], FIGURES)}")
+    check_folder(out, endings=(*Image.registered_extensions(), ".svg"))
     for name in names or FIGURES:
         print(FIGURES[name](out))
 

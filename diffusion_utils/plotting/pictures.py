@@ -1,5 +1,6 @@
 """Pictures side by side: as one numpy array, as a PNG file, as a figure with labels."""
 
+import io
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,12 +48,39 @@ def save_grid(images: Tensor, path: str | Path, columns: int = 8, aspect: float 
 def save_picture(picture: np.ndarray, path: str | Path) -> None:
     """Write uint8 [height, width, 3] to `path`, whole or not at all; makes its folder.
 
-    As JPEG where the name ends in .jpg or .jpeg, a seventh of the size and hardly to be told from it;
-    else as PNG, exactly.
+    In the format that the name ends in: .png keeps every pixel exactly, .jpg and .webp take a seventh of the
+    size and can hardly be told from it.
+
+    Raises:
+        ValueError: an ending that Pillow cannot write.
     """
-    jpeg = Path(path).suffix.lower() in (".jpg", ".jpeg")
-    form = {"format": "JPEG", "quality": 92} if jpeg else {"format": "PNG", "optimize": True}
+    form = picture_format(path)
     write_atomically(path, lambda temporary: Image.fromarray(picture).save(temporary, **form))
+
+
+def picture_format(path: str | Path) -> dict:
+    """How Pillow is to save a picture under this name.
+
+    Raises:
+        ValueError: an ending that Pillow cannot write, or only in another size or as something else than a picture.
+    """
+    ending = Path(path).suffix.lower()
+    name = Image.registered_extensions().get(ending)
+    form = {
+        "format": name,
+        **{"PNG": {"optimize": True}, "JPEG": {"quality": 92}, "WEBP": {"quality": 92}}.get(name, {}),
+    }
+    try:
+        trial, size = io.BytesIO(), (300, 20)  # larger than icons are
+        Image.new("RGB", size).save(trial, **form)
+        with Image.open(trial) as back:
+            if back.size == size:
+                return form
+    except (OSError, ValueError, KeyError):
+        pass
+    raise ValueError(
+        f"{path} ends in no format of pictures that can be written: choose .png, .jpg, .webp, .gif or .tif"
+    )
 
 
 def show_grid(
