@@ -70,9 +70,10 @@ class Drawing:
     def __post_init__(self):
         if isinstance(self.skip_layers, str):
             raise ValueError(f"skip_layers is a list of names, [{self.skip_layers!r}], not one name")
-        for option in fields(self):  # names that are not known are refused where they are looked up
-            if option.name not in ("interval", "sampler", "timestep_spacing"):
-                check_kind(option.name, getattr(self, option.name), option.type)
+        for option in fields(self):
+            if option.name != "interval":  # unknown names are refused where they are looked up
+                hint = str | None if option.name in ("sampler", "timestep_spacing") else option.type
+                check_kind(option.name, getattr(self, option.name), hint)
         if self.guide not in (None, "none") and self.skip_layers:
             raise ValueError("guide and skip_layers both make the worse guess: choose one of them")
         if not fits(self.interval, tuple[int, int] | None) or self.interval and self.interval[0] > self.interval[1]:
@@ -327,4 +328,8 @@ def load(weights: str, device: torch.device | str = "cpu") -> Pipeline:
         ValueError: weights or card are damaged.
     """
     card = pretrained.card(weights)
-    return Pipeline(pretrained.load(weights, device, card), card, Drawing.from_card(card), str(weights), device)
+    try:
+        advice = Drawing.from_card(card)
+    except ValueError as error:
+        raise ValueError(f"the model card of {weights} advises a drawing that does not exist: {error}") from None
+    return Pipeline(pretrained.load(weights, device, card), card, advice, str(weights), device)

@@ -207,7 +207,13 @@ class Denoiser:
     def _output(self, x_t: Tensor, t: Tensor, alpha: Tensor, sigma: Tensor, cond: Tensor | None) -> Tensor:
         """What the network answers, by its prediction type."""
         x = network_input(self.prediction_type, x_t, alpha, sigma, self.sigma_data)
-        return self.net(x, t) if cond is None else self.net(x, t, cond)
+        answer = self.net(x, t) if cond is None else self.net(x, t, cond)
+        if answer.shape[1:] != x_t.shape[1:]:
+            raise ValueError(
+                f"the network answers {tuple(answer.shape[1:])} to pictures of {tuple(x_t.shape[1:])}: "
+                "it must answer as many numbers as it reads"
+            )
+        return answer
 
 
 def _norm(alpha: Tensor, sigma: Tensor, sigma_data: float) -> Tensor:

@@ -192,9 +192,14 @@ def without(net: nn.Module, layers: Sequence[str]) -> nn.Module:
     return net
 
 
-def check_size(x_t: Tensor, stride: int) -> None:
-    """Raise a ValueError for pictures whose height or width the network's stride does not divide."""
+def check_size(x_t: Tensor, stride: int, channels: int | None = None) -> None:
+    """Raise a ValueError for pictures whose height or width the network's stride does not divide, or of other
+    channels than it reads."""
     height, width = x_t.shape[-2:]
+    if channels is not None and x_t.shape[1] != channels:
+        raise ValueError(
+            f"a picture of {x_t.shape[1]} channels cannot pass: the network's picture_channels is {channels}"
+        )
     if height % stride or width % stride:
         raise ValueError(
             f"a {height}×{width} picture cannot pass: height and width must be multiples of "

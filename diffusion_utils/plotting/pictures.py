@@ -16,6 +16,7 @@ from diffusion_utils.data import to_uint8
 from diffusion_utils.files import write_atomically
 from diffusion_utils.plotting.style import CHARACTER, DPI, FONT_SIZE, LINE, WIDTH, listed, style, with_alt
 
+USUAL = {"PNG": {"optimize": True}, "JPEG": {"quality": 92}, "WEBP": {"quality": 92}}  # formats and how they are saved
 LARGEST_CELL = 1.7  # inches; a few small pictures are not blown up to the full width
 
 
@@ -66,16 +67,14 @@ def picture_format(path: str | Path) -> dict:
     """
     ending = Path(path).suffix.lower()
     name = Image.registered_extensions().get(ending)
-    form = {
-        "format": name,
-        **{"PNG": {"optimize": True}, "JPEG": {"quality": 92}, "WEBP": {"quality": 92}}.get(name, {}),
-    }
+    if name in USUAL:
+        return {"format": name, **USUAL[name]}
     try:
-        trial, size = io.BytesIO(), (300, 20)  # larger than icons are
-        Image.new("RGB", size).save(trial, **form)
+        trial, size = io.BytesIO(), (300, 20)  # wider than icons are
+        Image.new("RGB", size).save(trial, format=name or ending)
         with Image.open(trial) as back:
             if back.size == size:
-                return form
+                return {"format": name}
     except (OSError, ValueError, KeyError):
         pass
     raise ValueError(
