@@ -324,7 +324,7 @@ def load(weights: str, device: torch.device | str = "cpu") -> Pipeline:
         weights: one of `pretrained.names()`, or the path of a .safetensors file with its card beside it.
 
     Raises:
-        FileNotFoundError: no such weights; lists those that ship.
+        FileNotFoundError: no such weights; names those that are most like it.
         ValueError: weights or card are damaged.
     """
     card = pretrained.card(weights)

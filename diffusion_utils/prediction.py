@@ -25,6 +25,7 @@ from typing import Literal, get_args
 
 from torch import Tensor, nn
 
+from diffusion_utils.checks import suggestions
 from diffusion_utils.schedule import Schedule
 
 PredictionType = Literal["epsilon", "sample", "v_prediction", "edm"]
@@ -45,7 +46,7 @@ def target(
     Raises:
         ValueError: unknown prediction type.
     """
-    _check(prediction_type)
+    check_prediction_type(prediction_type)
     if prediction_type == "epsilon":
         return noise
     if prediction_type == "sample":
@@ -57,7 +58,7 @@ def target(
 
 def network_input(prediction_type: str, x_t: Tensor, alpha: Tensor, sigma: Tensor, sigma_data: float = 0.5) -> Tensor:
     """What the network gets as its input: x_t, but for "edm" x_t/n, which has variance 1 at every noise level."""
-    _check(prediction_type)
+    check_prediction_type(prediction_type)
     return x_t / _norm(alpha, sigma, sigma_data) if prediction_type == "edm" else x_t
 
 
@@ -68,7 +69,7 @@ def to_sample(
 
     For "epsilon" alpha must not be 0: where no signal is left, ε says nothing about the picture.
     """
-    _check(prediction_type)
+    check_prediction_type(prediction_type)
     if prediction_type == "epsilon":
         return (x_t - sigma * output) / alpha
     if prediction_type == "sample":
@@ -86,7 +87,7 @@ def to_epsilon(
 
     For "sample" sigma must not be 0: where there is no noise, x₀ says nothing about it.
     """
-    _check(prediction_type)
+    check_prediction_type(prediction_type)
     if prediction_type == "epsilon":
         return output
     if prediction_type == "sample":
@@ -101,7 +102,7 @@ def convert(
     output: Tensor, from_type: str, to_type: str, x_t: Tensor, alpha: Tensor, sigma: Tensor, sigma_data: float = 0.5
 ) -> Tensor:
     """The same prediction, expressed as another type (any of the four to any other)."""
-    _check(to_type)
+    check_prediction_type(to_type)
     if from_type == to_type:  # no detour through x₀ and ε, which would divide by α or σ for nothing
         return output
     x0 = to_sample(from_type, output, x_t, alpha, sigma, sigma_data)
@@ -131,7 +132,7 @@ def min_snr_weight(
         sigma_data: d, for "edm".
         floor: in [0, γ]; above 0 the weight of ε has no limit where SNR is 0.
     """
-    _check(prediction_type)
+    check_prediction_type(prediction_type)
     if gamma <= 0:
         raise ValueError(f"gamma must be greater than 0, not {gamma}")
     if not 0 <= floor <= gamma:
@@ -171,7 +172,7 @@ class Denoiser:
     autoencoder: nn.Module | None = None
 
     def __post_init__(self):
-        _check(self.prediction_type)
+        check_prediction_type(self.prediction_type)
         if self.prediction_type == "epsilon" and float(self.schedule.alphas_cumprod[-1]) == 0:
             raise ValueError(
                 "epsilon prediction cannot work with a zero-terminal-SNR schedule: at the last "
@@ -221,6 +222,8 @@ def _norm(alpha: Tensor, sigma: Tensor, sigma_data: float) -> Tensor:
     return (alpha**2 * sigma_data**2 + sigma**2).sqrt()
 
 
-def _check(prediction_type: str) -> None:
+def check_prediction_type(prediction_type: str) -> None:
+    """Raise a ValueError for a prediction type that there is not."""
     if prediction_type not in PREDICTION_TYPES:
-        raise ValueError(f"unknown prediction_type {prediction_type!r}: choose one of {', '.join(PREDICTION_TYPES)}")
+        known = suggestions(prediction_type, PREDICTION_TYPES)
+        raise ValueError(f"unknown prediction_type {prediction_type!r}: choose one of {known}")

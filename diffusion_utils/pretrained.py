@@ -57,7 +57,7 @@ def card(name: str | Path) -> dict:
     """The model card of shipped or own weights (see `load` for the name).
 
     Raises:
-        FileNotFoundError: no such weights; lists those that ship.
+        FileNotFoundError: no such weights; names those that are most like it.
         ValueError: the card is missing or damaged.
     """
     path = _find(name).with_suffix(".json")
@@ -85,7 +85,7 @@ def load(name: str | Path, device: torch.device | str = "cpu", contents: dict | 
         contents: its card, where it has been read already.
 
     Raises:
-        FileNotFoundError: no such weights; lists those that ship.
+        FileNotFoundError: no such weights; names those that are most like it.
         ValueError: the file is truncated, not safetensors, does not fit the network on its card, or holds
             numbers that are not finite.
     """

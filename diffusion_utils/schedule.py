@@ -17,6 +17,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from diffusion_utils.checks import suggestions
+
 ScheduleName = Literal["linear", "cosine"]
 SCHEDULES = get_args(ScheduleName)
 
@@ -162,7 +164,7 @@ def make_schedule(name: str = "cosine", num_train_timesteps: int = 1000, zero_te
         ValueError: unknown name, or fewer than one timestep.
     """
     if name not in SCHEDULES:
-        raise ValueError(f"unknown schedule {name!r}: choose one of {', '.join(SCHEDULES)}")
+        raise ValueError(f"unknown schedule {name!r}: choose one of {suggestions(name, SCHEDULES)}")
     schedule = {"linear": linear, "cosine": cosine}[name](num_train_timesteps)
     return schedule.rescale_zero_terminal_snr() if zero_terminal_snr else schedule
 

@@ -585,7 +585,7 @@ def test_build_makes_the_named_network_with_its_options():
         ),
         ({"name": "resnet", "channels": (8,)}, "a stride of 1 leaves nothing to decode"),
         ({"name": "resnet", "channels": 8}, "channels must be a list, each a whole number, not 8"),
-        ({"name": "resnet", "skip": "mul"}, "unknown skip 'mul': choose one of none, indices, add, concat"),
+        ({"name": "resnet", "skip": "ad"}, "unknown skip 'ad': choose one of add, "),
         ({"name": "resnet", "skip": "indices"}, "skip='indices' needs decoder_depth ≥ 1"),
         ({"name": "resnet", "upsample": "bilinear"}, "unknown upsample 'bilinear': choose transposed, "),
         (

@@ -311,7 +311,7 @@ def test_an_advised_eta_goes_with_the_advised_sampler(tmp_path, tiny_weights):
 
 ERRORS = {
     "condition, no network for it": ("plain", {"condition": "red"}, "takes no condition: leave it out"),
-    "unknown condition": ("conditional", {"condition": "pink"}, "no condition 'pink': choose one of red, green, blue"),
+    "unknown condition": ("conditional", {"condition": "blau"}, "no condition 'blau': choose one of blue, "),
     "prompt for plain weights": ("plain", {"prompt": "red"}, "plain.safetensors takes no prompt: leave it out"),
     "prompt for classes": ("conditional", {"prompt": "red"}, "conditional.safetensors takes no prompt: leave it out"),
     "condition for text": ("text", {"condition": "red"}, "text.safetensors takes no condition: say it as a prompt"),

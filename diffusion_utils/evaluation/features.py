@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from diffusion_utils.checks import suggestions
 from diffusion_utils.data import to_uint8
 from diffusion_utils.files import keep_freed_memory, read_cached, write_cached
 
@@ -79,11 +80,11 @@ def extractor(name: str = DEFAULT) -> nn.Module:
     """A frozen network in evaluation mode, uint8 pictures to features; `.num_features` says how many.
 
     Raises:
-        ValueError: unknown name; lists those there are.
+        ValueError: unknown name; names those there are.
         ImportError: its package is missing; says what to install.
     """
     if name not in EXTRACTORS:
-        raise ValueError(f"unknown extractor {name!r}: choose one of {', '.join(EXTRACTORS)}")
+        raise ValueError(f"unknown extractor {name!r}: choose one of {suggestions(name, EXTRACTORS)}")
     try:
         return EXTRACTORS[name]().eval().requires_grad_(False)
     except ImportError as error:

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffusion_utils.checks import suggestions
+
 
 def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
     """Sines and cosines of the timestep at geometrically spaced frequencies.
@@ -181,13 +183,15 @@ def without(net: nn.Module, layers: Sequence[str]) -> nn.Module:
         layers: their names among the network's modules, such as "encoder.7".
 
     Raises:
-        ValueError: no such layer; the message lists those there are.
+        ValueError: no such layer; the message names some of those there are.
     """
+    if isinstance(layers, str):
+        raise ValueError(f"layers is a list of names, [{layers!r}], not one name")
     net = copy.deepcopy(net)
     optional = {name: layer for name, layer in net.named_modules() if isinstance(layer, ResBlock | SelfAttention)}
     for name in layers:
         if name not in optional:
-            raise ValueError(f"the network cannot do without {name!r}: choose from {', '.join(optional) or 'nothing'}")
+            raise ValueError(f"the network cannot do without {name!r}: choose one of {suggestions(name, optional)}")
         optional[name].skipped = True
     return net
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from diffusion_utils.checks import suggestions
 from diffusion_utils.networks.blocks import (
     Downsample,
     PoolDown,
@@ -173,7 +174,7 @@ def _check_options(
     if stem not in (1, 2, 4):
         raise ValueError(f"stem must be 1, 2 or 4, not {stem}")
     if skip not in SKIPS:
-        raise ValueError(f"unknown skip {skip!r}: choose one of {', '.join(SKIPS)}")
+        raise ValueError(f"unknown skip {skip!r}: choose one of {suggestions(skip, SKIPS)}")
     depths = [depth] * len(channels) if isinstance(depth, int) else depth
     if not channels or len(depths) != len(channels) or min(depths) < 1 or decoder_depth < 0:
         raise ValueError(
