@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from diffusion_utils import pretrained
 from diffusion_utils.checks import check_kind, fits
-from diffusion_utils.data import to_float, to_uint8
+from diffusion_utils.data import as_float, to_uint8
 from diffusion_utils.guidance import Guided, chosen_by_seed, conditions, skip_layers
 from diffusion_utils.networks import Autoencoder, SuperResolution
 from diffusion_utils.networks.super_resolution import low_resolution_cond
@@ -224,9 +224,9 @@ class Pipeline:
             raise ValueError(f"enlarging takes {', '.join(WALK)}, not {', '.join(sorted(other))}")
         self.check_enlarging(noise_level)
         seeds = checked_seeds(seeds)
-        if len(images) != len(seeds):
-            raise ValueError(f"{len(seeds)} seeds for {len(images)} pictures: give one each")
-        small = to_float(images) if images.dtype == torch.uint8 else images.float()
+        small = as_float(images)
+        if len(small) != len(seeds):
+            raise ValueError(f"{len(seeds)} seeds for {len(small)} pictures: give one each")
         noise = Noise([stream(seed, 2) for seed in seeds], small.shape[1:])()  # another stream than the pictures' own
         cond = low_resolution_cond(small, self.denoiser.schedule, torch.full((len(small),), noise_level), noise)
         shape = (3, *(self.denoiser.net.scale * side for side in small.shape[2:]))

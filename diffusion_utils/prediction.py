@@ -181,6 +181,8 @@ class Denoiser:
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         """x̂₀ (N, C, H, W); cond (N, *net.cond_shape), for networks that take a condition."""
+        if cond is not None:
+            self._check_cond(cond, len(x_t))
         return self.predict(x_t, t, *self.schedule.alpha_sigma(t, like=x_t), cond)
 
     def predict(self, x_t: Tensor, t: Tensor, alpha: Tensor, sigma: Tensor, cond: Tensor | None = None) -> Tensor:
@@ -204,6 +206,22 @@ class Denoiser:
         error = output - target(self.prediction_type, x0, noise, alpha, sigma, self.sigma_data)
         error = error.square().mean(dim=(1, 2, 3))
         return error.mean() if weight is None else (error * weight).mean()
+
+    def _check_cond(self, cond: Tensor, count: int) -> None:
+        """Raise a ValueError for conditions that the network does not take, or words that it does not know."""
+        shape, tokenizer = getattr(self.net, "cond_shape", None), getattr(self.net, "tokenizer", None)
+        if shape is None:
+            return
+        if not isinstance(cond, Tensor) or tuple(cond.shape) != (count, *shape):
+            found = tuple(cond.shape) if isinstance(cond, Tensor) else type(cond).__name__
+            raise ValueError(f"the network takes a cond of shape {(count, *shape)}, not {found}")
+        if cond.is_floating_point() == (tokenizer is not None):
+            raise ValueError(
+                f"the network takes {'words as int64' if tokenizer else 'conditions as floats'}, not {cond.dtype}"
+            )
+        # On a GPU the check would make the host wait for the device; looking them up still fails there.
+        if tokenizer and cond.device.type == "cpu" and not 0 <= cond.min() <= cond.max() <= len(tokenizer.words):
+            raise ValueError(f"words are numbers in [0, {len(tokenizer.words)}]: make them with tokenizer.encode")
 
     def _output(self, x_t: Tensor, t: Tensor, alpha: Tensor, sigma: Tensor, cond: Tensor | None) -> Tensor:
         """What the network answers, by its prediction type."""

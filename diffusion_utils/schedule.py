@@ -66,6 +66,9 @@ class Schedule:
         Returns:
             Two tensors of shape (N, 1, ..., 1), or (1, ..., 1) for an integer t.
         """
+        if not isinstance(like, Tensor) or not like.is_floating_point():
+            kind = getattr(like, "dtype", type(like).__name__)
+            raise ValueError(f"expected a tensor of float pictures in [-1, 1], not {kind}: see data.to_float")
         t = torch.as_tensor(t).reshape(-1)
         if len(t) not in (1, len(like)):
             raise ValueError(f"{len(t)} timesteps for {len(like)} pictures: give one each, or one for all")

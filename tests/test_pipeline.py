@@ -542,3 +542,19 @@ def test_seeds_are_looked_at_before_anything_is_drawn(seeds, tiny_denoiser, monk
     for draw in (pipe, pipe.guided, lambda seeds: list(pipe.trajectory(seeds))):
         with pytest.raises(ValueError, match="seed"):
             draw(seeds)
+
+
+@pytest.mark.parametrize(
+    "images, text",
+    [
+        (torch.zeros(2, 3, 4, 4).numpy(), "expected a tensor of pictures, not ndarray"),
+        (torch.zeros(3, 4, 4), r"pass image\[None\]"),
+        (torch.zeros(2, 3, 4, 4, dtype=torch.int64), "float pictures in .* or uint8, not torch.int64"),
+        (torch.full((2, 3, 4, 4), 200.0), "not in \\[0, 200\\]"),
+        (torch.full((2, 3, 4, 4), float("nan")), "not finite"),
+        (torch.zeros(3, 3, 4, 4), "2 seeds for 3 pictures"),
+    ],
+)
+def test_what_is_no_batch_of_pictures_is_not_enlarged(files, images, text):
+    with pytest.raises((ValueError, TypeError), match=text):
+        pipeline.load(files["larger"]).enlarge(images, range(2))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from diffusion_utils.data import to_float, to_uint8
+from diffusion_utils.data import as_float, to_float, to_uint8
 from diffusion_utils.networks import Autoencoder
 from diffusion_utils.prediction import Denoiser, check_prediction_type
 from diffusion_utils.sampling import generator
@@ -33,7 +33,7 @@ def error_per_timestep(
     """
     device = next((p.device for p in denoiser.net.parameters()), torch.device("cpu"))
     # Variance around the mean picture: what is left to know once one has seen the whole set.
-    pictures = to_float(images) if images.dtype == torch.uint8 else images
+    pictures = as_float(images)
     variance = (pictures - pictures.mean(0)).square().mean().item()
     noise = torch.randn(pictures.shape, generator=generator(seed))
     errors = []

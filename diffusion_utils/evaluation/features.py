@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from diffusion_utils.checks import suggestions
-from diffusion_utils.data import to_uint8
+from diffusion_utils.data import as_uint8
 from diffusion_utils.files import keep_freed_memory, read_cached, write_cached
 
 
@@ -103,13 +103,9 @@ def features(images: Tensor, network: str | nn.Module = DEFAULT, batch_size: int
 
     Raises:
         ValueError: no pictures, or not of that shape and type; unknown name.
+        TypeError: no tensor.
     """
-    if images.ndim != 4 or images.shape[1] != 3 or not len(images):
-        raise ValueError(f"expected at least one picture, (N, 3, H, W), not {tuple(images.shape)}")
-    if images.is_floating_point():
-        images = to_uint8(images)
-    if images.dtype != torch.uint8:
-        raise ValueError(f"expected uint8 pictures, or floats in [-1, 1], not {images.dtype}")
+    images = as_uint8(images)
     keep_freed_memory()
     network = extractor(network) if isinstance(network, str) else network
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
