@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffusion_utils.checks import suggestions
 from diffusion_utils.networks import without
 from diffusion_utils.prediction import Denoiser
 from diffusion_utils.sampling import checked_seeds, stream
@@ -160,7 +161,7 @@ def conditions(shares: Mapping[str, float], seeds: Sequence[int], name: str | No
     """
     names = list(shares)
     if name is not None and name not in names:
-        raise ValueError(f"the network knows no condition {name!r}: choose one of {', '.join(names)}")
+        raise ValueError(f"the network knows no condition {name!r}: choose one of {suggestions(name, names)}")
     chosen = chosen_by_seed([*shares.values()], seeds) if name is None else torch.full((len(seeds),), names.index(name))
     return F.one_hot(chosen, len(names)).float()
 

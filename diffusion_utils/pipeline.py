@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from diffusion_utils import pretrained
 from diffusion_utils.checks import check_kind, fits
-from diffusion_utils.data import to_float, to_uint8
+from diffusion_utils.data import as_float, to_uint8
 from diffusion_utils.guidance import Guided, chosen_by_seed, conditions, skip_layers
 from diffusion_utils.networks import Autoencoder, SuperResolution
 from diffusion_utils.networks.super_resolution import low_resolution_cond
@@ -70,9 +70,10 @@ class Drawing:
     def __post_init__(self):
         if isinstance(self.skip_layers, str):
             raise ValueError(f"skip_layers is a list of names, [{self.skip_layers!r}], not one name")
-        for option in fields(self):  # names that are not known are refused where they are looked up
-            if option.name not in ("interval", "sampler", "timestep_spacing"):
-                check_kind(option.name, getattr(self, option.name), option.type)
+        for option in fields(self):
+            if option.name != "interval":  # unknown names are refused where they are looked up
+                hint = str | None if option.name in ("sampler", "timestep_spacing") else option.type
+                check_kind(option.name, getattr(self, option.name), hint)
         if self.guide not in (None, "none") and self.skip_layers:
             raise ValueError("guide and skip_layers both make the worse guess: choose one of them")
         if not fits(self.interval, tuple[int, int] | None) or self.interval and self.interval[0] > self.interval[1]:
@@ -223,9 +224,9 @@ class Pipeline:
             raise ValueError(f"enlarging takes {', '.join(WALK)}, not {', '.join(sorted(other))}")
         self.check_enlarging(noise_level)
         seeds = checked_seeds(seeds)
-        if len(images) != len(seeds):
-            raise ValueError(f"{len(seeds)} seeds for {len(images)} pictures: give one each")
-        small = to_float(images) if images.dtype == torch.uint8 else images.float()
+        small = as_float(images)
+        if len(small) != len(seeds):
+            raise ValueError(f"{len(seeds)} seeds for {len(small)} pictures: give one each")
         noise = Noise([stream(seed, 2) for seed in seeds], small.shape[1:])()  # another stream than the pictures' own
         cond = low_resolution_cond(small, self.denoiser.schedule, torch.full((len(small),), noise_level), noise)
         shape = (3, *(self.denoiser.net.scale * side for side in small.shape[2:]))
@@ -323,8 +324,12 @@ def load(weights: str, device: torch.device | str = "cpu") -> Pipeline:
         weights: one of `pretrained.names()`, or the path of a .safetensors file with its card beside it.
 
     Raises:
-        FileNotFoundError: no such weights; lists those that ship.
+        FileNotFoundError: no such weights; names those that are most like it.
         ValueError: weights or card are damaged.
     """
     card = pretrained.card(weights)
-    return Pipeline(pretrained.load(weights, device, card), card, Drawing.from_card(card), str(weights), device)
+    try:
+        advice = Drawing.from_card(card)
+    except ValueError as error:
+        raise ValueError(f"the model card of {weights} advises a drawing that does not exist: {error}") from None
+    return Pipeline(pretrained.load(weights, device, card), card, advice, str(weights), device)

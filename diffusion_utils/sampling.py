@@ -18,6 +18,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from diffusion_utils.checks import suggestions
 from diffusion_utils.schedule import Schedule
 
 SamplerName = Literal["ddpm", "ddim", "dpm_solver_pp", "consistency"]
@@ -49,7 +50,8 @@ def timesteps(num_train_timesteps: int, steps: int, timestep_spacing: str = "tra
         ValueError: unknown timestep_spacing, or `steps` outside [1, T].
     """
     if timestep_spacing not in SPACINGS:
-        raise ValueError(f"unknown timestep_spacing {timestep_spacing!r}: choose one of {', '.join(SPACINGS)}")
+        known = suggestions(timestep_spacing, SPACINGS)
+        raise ValueError(f"unknown timestep_spacing {timestep_spacing!r}: choose one of {known}")
     if not isinstance(steps, Integral) or not 1 <= steps <= num_train_timesteps:
         raise ValueError(f"steps must be a whole number in [1, {num_train_timesteps}], not {steps}")
     T = num_train_timesteps
@@ -248,7 +250,7 @@ def trajectory(
         sampler: "ddpm", "ddim", "dpm_solver_pp" or "consistency";  options (eta, clip_sample, …) go to it.
     """
     if sampler not in SAMPLERS:
-        raise ValueError(f"unknown sampler {sampler!r}: choose one of {', '.join(SAMPLERS)}")
+        raise ValueError(f"unknown sampler {sampler!r}: choose one of {suggestions(sampler, SAMPLERS)}")
     noise = Noise(seeds, shape, device)
     yield from SAMPLERS[sampler](denoiser, denoiser.schedule, noise(), noise, steps=steps, **options)
 

@@ -153,7 +153,7 @@ def test_a_skipped_layer_adds_nothing(name):
 
 def test_layers_that_cannot_be_skipped_are_an_error():
     for layer in ("encoder.1", "nothing", ""):
-        with pytest.raises(ValueError, match=r"cannot do without .*: choose from encoder\.0, "):
+        with pytest.raises(ValueError, match=r"cannot do without .*: choose one of (de|en)coder\.\d"):
             skip_layers(learnt("resnet"), [layer])
 
 
@@ -190,8 +190,8 @@ def test_what_a_picture_shows_depends_on_its_own_seed():
 
 
 def test_an_unknown_condition_is_an_error():
-    with pytest.raises(ValueError, match="no condition 'pink': choose one of red, green, blue"):
-        conditions(SHARES, range(2), "pink")
+    with pytest.raises(ValueError, match="no condition 'gren': choose one of green, red, blue"):
+        conditions(SHARES, range(2), "gren")
 
 
 def test_a_guide_of_another_schedule_is_an_error():

@@ -311,7 +311,7 @@ def test_an_advised_eta_goes_with_the_advised_sampler(tmp_path, tiny_weights):
 
 ERRORS = {
     "condition, no network for it": ("plain", {"condition": "red"}, "takes no condition: leave it out"),
-    "unknown condition": ("conditional", {"condition": "pink"}, "no condition 'pink': choose one of red, green, blue"),
+    "unknown condition": ("conditional", {"condition": "blau"}, "no condition 'blau': choose one of blue, "),
     "prompt for plain weights": ("plain", {"prompt": "red"}, "plain.safetensors takes no prompt: leave it out"),
     "prompt for classes": ("conditional", {"prompt": "red"}, "conditional.safetensors takes no prompt: leave it out"),
     "condition for text": ("text", {"condition": "red"}, "text.safetensors takes no condition: say it as a prompt"),
@@ -542,3 +542,19 @@ def test_seeds_are_looked_at_before_anything_is_drawn(seeds, tiny_denoiser, monk
     for draw in (pipe, pipe.guided, lambda seeds: list(pipe.trajectory(seeds))):
         with pytest.raises(ValueError, match="seed"):
             draw(seeds)
+
+
+@pytest.mark.parametrize(
+    "images, text",
+    [
+        (torch.zeros(2, 3, 4, 4).numpy(), "expected a tensor of pictures, not ndarray"),
+        (torch.zeros(3, 4, 4), r"pass image\[None\]"),
+        (torch.zeros(2, 3, 4, 4, dtype=torch.int64), "float pictures in .* or uint8, not torch.int64"),
+        (torch.full((2, 3, 4, 4), 200.0), "not in \\[0, 200\\]"),
+        (torch.full((2, 3, 4, 4), float("nan")), "not finite"),
+        (torch.zeros(3, 3, 4, 4), "2 seeds for 3 pictures"),
+    ],
+)
+def test_what_is_no_batch_of_pictures_is_not_enlarged(files, images, text):
+    with pytest.raises((ValueError, TypeError), match=text):
+        pipeline.load(files["larger"]).enlarge(images, range(2))

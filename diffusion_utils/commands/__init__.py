@@ -17,6 +17,7 @@ from pathlib import Path
 
 import tyro
 
+from diffusion_utils.checks import suggestions
 from diffusion_utils.commands.download import download
 from diffusion_utils.commands.evaluate import evaluate
 from diffusion_utils.commands.export import export
@@ -71,7 +72,7 @@ def parse(arguments: list[str]) -> Callable[[], None]:
     name, *rest = arguments = arguments or ["--help"]
     cli = partial(tyro.cli, args=rest, prog=f"{PROGRAM} {name}", config=(tyro.conf.OmitArgPrefixes,), registry=TYPES)
     if name not in COMMANDS and not name.startswith("-"):
-        print(f"error: unknown command {name!r}: choose one of {', '.join(COMMANDS)}", file=sys.stderr)
+        print(f"error: unknown command {name!r}: choose one of {suggestions(name, COMMANDS)}", file=sys.stderr)
         sys.exit(2)
     with _one_sentence():
         if name == "train":

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffusion_utils.data import to_float, toy_cars
+from diffusion_utils.data import as_float, to_float, toy_cars
 from diffusion_utils.data.order import batch_indices
 from diffusion_utils.sampling import fold
 
@@ -47,7 +47,7 @@ class AttributeReader(nn.Module):
     @torch.no_grad()
     def read(self, images: Tensor) -> Tensor:
         """What uint8 or float pictures show: int64 (N, 4), like `ToyCars.labels`."""
-        images = to_float(images) if images.dtype == torch.uint8 else images.clamp(-1, 1)
+        images = as_float(images).clamp(-1, 1)
         scores = torch.cat([self(part) for part in images.split(256)])
         return torch.stack([part.argmax(1) for part in _by_attribute(scores)], dim=1)
 
