@@ -1,6 +1,9 @@
 """Sets of pictures to learn from, and the conditions that go with them, by the names that the commands give them."""
 
+import hashlib
+import json
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, get_args
 
 import torch
@@ -51,6 +54,15 @@ class PictureSet:
     def licence(self) -> str:
         """For the model card."""
         return LICENCES.get(self.data, "that of the pictures it was trained on")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that change if the training pictures, their order or their conditions do."""
+        labels = None if self.labels is None else self.labels.tolist()
+        about = json.dumps([list(self.images.shape), self.condition, labels, self.captions])
+        digest = hashlib.sha256(about.encode())
+        digest.update(self.images.contiguous().numpy())
+        return digest.hexdigest()[:16]
 
     def conditional(self, network: dict) -> dict:
         """The network that takes this condition, made of a picture network's name and options (or, where it
