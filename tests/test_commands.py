@@ -21,6 +21,7 @@ from diffusion_utils import networks, pretrained
 from diffusion_utils.commands import COMMANDS, main, parse
 from diffusion_utils.commands.train import prepare
 from diffusion_utils.data import sets, stanford_cars, to_float, toy_cars
+from diffusion_utils.data.pictures import is_held_out
 from diffusion_utils.networks import presets
 from diffusion_utils.prediction import Denoiser
 from diffusion_utils.training import TrainConfig, load_checkpoint, read_log
@@ -199,7 +200,7 @@ def test_a_folder_of_own_pictures_keeps_some_out(tmp_path, folder):
     out = tmp_path / "run"
     train("--data", folder, "--out", out, "--images", 16, "--size", 8, *COMMON)
     about = pretrained.card(out / "weights.safetensors")
-    held_out = sum(stanford_cars.is_held_out(f"{i:02d}.png") for i in range(40))
+    held_out = sum(is_held_out(f"{i:02d}.png") for i in range(40))
     assert 1 < held_out < 10
     assert about["data"] == f"own pictures, {40 - held_out} cropped to 8×8" and about["steps"] == 2
     assert "pictures it was trained on" in about["licence"]
