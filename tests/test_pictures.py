@@ -129,7 +129,9 @@ def test_what_pillow_reads_is_read(tmp_path, ending):
 def test_an_ending_that_says_nothing_does_not_matter(tmp_path):
     for name in ("IMG_0001", "photo.jpg_large", "caf\udce9"):  # the last one is no UTF-8
         save(tmp_path / "pics" / name, format="PNG")
-    assert quietly(tmp_path / "pics", 8).names == ["IMG_0001", "caf\udce9", "photo.jpg_large"]
+    found = quietly(tmp_path / "pics", 8)
+    assert found.names == ["IMG_0001", "caf\udce9", "photo.jpg_large"]
+    assert len(found.part(True).names + found.part(False).names) == 3
 
 
 def test_what_is_left_out_is_counted_in_one_line(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from diffusion_utils import pretrained, training
 from diffusion_utils.data import root_mean_square, sets, to_float
+from diffusion_utils.data.pictures import ratio
 from diffusion_utils.data.sets import PictureSet
 from diffusion_utils.evaluation import error_per_timestep, reconstruction_quality
 from diffusion_utils.files import write_json
@@ -22,7 +23,6 @@ from diffusion_utils.training import Run, StepRecord, TrainConfig
 from diffusion_utils.training.config import BUDGET, FREE_ON_RESUME
 
 CONSISTENCY_DRAWING = {"sampler": "consistency", "steps": 2}
-ENTRIES = {"body_type": "conditions", "caption": "prompts"}  # where a model card says what a condition can be
 COUNTED = ("images_seen", "steps", "seconds")  # of a model card, those of the run's start included
 COLUMNS = 8
 OPEN = TrainConfig(network=None, sigma_data=None)  # where the command line leaves out what depends on the pictures
@@ -52,7 +52,7 @@ def train(run: Run) -> None:
         bar.set_postfix_str(f"step {record.step}, loss {record.loss:.4f}, {record.images_per_second:.0f} images/s")
         due = run.sample_every and record.step % run.sample_every < config.log_every
         if due and record.images_per_second:
-            save_grid(job.draw(record, 32), run.out / f"samples_{record.step:07d}.png", COLUMNS)
+            save_grid(job.draw(record, 32), run.out / f"samples_{record.step:07d}.png", COLUMNS, job.aspect)
         if run.snapshot_images:
             reached = record.images // run.snapshot_images * run.snapshot_images
             path = run.out / "snapshots" / f"weights_{reached:09d}.safetensors"
@@ -67,7 +67,7 @@ def train(run: Run) -> None:
         print(f"stopped at step {record.step} and saved; go on with --resume --out {run.out}")
         return
     job.save(record, run.out / "weights.safetensors")
-    save_grid(job.draw(record, 64), run.out / "samples.png", COLUMNS)
+    save_grid(job.draw(record, 64), run.out / "samples.png", COLUMNS, job.aspect)
     parameters = count_parameters(record.denoiser.net)
     print(f"{parameters:,} parameters, {record.images:,} images: {run.out}/weights.safetensors, samples.png")
 
@@ -96,6 +96,11 @@ class Job:
     before: dict = field(default_factory=dict)
     autoencoder: Autoencoder | None = None
     source: str | None = None
+
+    @property
+    def aspect(self) -> float:
+        """Width over height at which its pictures are shown."""
+        return ratio(self.pictures.aspect)
 
     def write(self) -> None:
         """Write what `--resume` needs beside the checkpoint; an autoencoder that does not ship with the package
@@ -165,8 +170,12 @@ def prepare(run: Run) -> Job:
         run, before, has = _begun(run)
     if run.autoencoder and not run.config.flip and not resumed:
         raise ValueError("latents are made of the mirrored pictures, too: leave --no-flip out")
-    pictures = sets.load(run.data, run.size, run.condition)
+    pictures = sets.load(run.data, run.size, run.condition, run.aspect)
     config, images, held_out, description = run.config, pictures.images, pictures.held_out, pictures.description
+    if run.start and has == "class" and not resumed:
+        if pictures.classes != (known := [*pretrained.card(run.start)["conditions"]]):
+            classes = ", ".join(pictures.classes)
+            raise ValueError(f"{run.start} knows the classes {', '.join(known)}; {run.data} has {classes}")
     network = config.network if run.condition == has else pictures.conditional(config.network)
     cond, entries = pictures.cond(network)
     source, autoencoder = run.autoencoder, None
@@ -187,6 +196,7 @@ def prepare(run: Run) -> Job:
     card = {
         **{name: getattr(config, name) for name in (*pretrained.NEEDED, "sigma_data")},
         "size": run.size,
+        **({"aspect": pictures.aspect} if pictures.aspect else {}),
         **entries,
         **({"drawing": CONSISTENCY_DRAWING} if config.objective == "consistency" else {}),
         **({"autoencoder": run.autoencoder} if autoencoder else {}),
@@ -197,7 +207,17 @@ def prepare(run: Run) -> Job:
         "seed": config.seed,
         "config": asdict(config),
     }
-    return Job(replace(run, config=config), pictures, images, held_out, cond, card, before, autoencoder, source)
+    return Job(
+        replace(run, aspect=pictures.aspect, config=config),
+        pictures,
+        images,
+        held_out,
+        cond,
+        card,
+        before,
+        autoencoder,
+        source,
+    )
 
 
 def stored_run(out: Path) -> Run:
@@ -251,9 +271,7 @@ def _started(run: Run) -> tuple[Run, dict, str | None]:
         raise ValueError(f"{run.start} draws pixels and cannot learn latents: leave --start or --autoencoder out")
     if own:
         raise ValueError(f"--start brings its own {own[0]}: leave --{own[0].replace('_', '-')} out")
-    has = next((condition for condition, entry in ENTRIES.items() if entry in card), None)
-    if card["network"]["name"] == "super_resolution":
-        has = "low_resolution"
+    has = sets.condition_of(card)
     options = {name: card[name] for name in pretrained.NEEDED}
     config = replace(run.config, sigma_data=card.get("sigma_data", TrainConfig.sigma_data), **options)
     before = {"name": Path(run.start).stem} | {name: card.get(name, 0) for name in COUNTED}

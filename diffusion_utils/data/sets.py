@@ -13,7 +13,7 @@ from torch import Tensor
 
 from diffusion_utils.data import stanford_cars, to_float, toy_cars
 from diffusion_utils.data.captions import captions as car_captions
-from diffusion_utils.data.pictures import Pictures, load_folder
+from diffusion_utils.data.pictures import ASPECT, Pictures, load_folder
 from diffusion_utils.networks import Autoencoder
 from diffusion_utils.networks.text import Tokenizer
 
@@ -147,6 +147,19 @@ def load(data: str, size: int, condition: Condition | None = None, aspect: str |
     description = f"{kind}, {len(train.images)} cropped to {size}×{size}"
     shape = found.aspect if own else None
     return PictureSet(data, train.images, held_out.images, description, condition, captions, classes, labels, shape)
+
+
+def load_like(card: dict, data: str) -> PictureSet:
+    """The pictures that go by a name, of the size, the aspect and the split that weights were trained with.
+
+    Args:
+        card: the weights' model card.
+        data: as for `load`, which also says what is raised.
+    """
+    # Of all conditions these decide which pictures there are, and which are held out.
+    condition = {"toy_cars": "caption", "stanford_cars": None}.get(data, "class")
+    aspect = card.get("aspect", None if data in LICENCES else ASPECT)
+    return load(data, card.get("size", 64), condition if condition_of(card) == condition else None, aspect)
 
 
 def condition_of(card: dict) -> Condition | None:
