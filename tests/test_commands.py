@@ -245,6 +245,7 @@ def test_options_reach_the_configuration(few_toys):
     assert run == {
         "data": "toy_cars",
         "size": 32,
+        "aspect": None,
         "condition": None,
         "autoencoder": None,
         "start": None,
