@@ -231,6 +231,20 @@ def configured(*arguments):
     return prepare(run)
 
 
+@pytest.mark.parametrize("between", [" ", "="])
+def test_a_tilde_means_the_home_folder(tmp_path, monkeypatch, folder, between):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    given = {"out": "~/runs/x", "data": f"~/{folder.name}", "autoencoder": "~/a.safetensors", "start": "~"}
+    words = " ".join(f"--{flag}{between}{path}" for flag, path in given.items()).split()
+    (run,) = parse(["train", *words, "--steps", "1"]).args
+    assert run.out == tmp_path / "runs/x" and run.data == str(folder) and run.start == str(tmp_path)
+    assert run.autoencoder == str(tmp_path / "a.safetensors")
+    words = ["sample", "--weights", "~/w", "--out", "x", "--prompt", "~ a car", "a~/b"]
+    asked = parse(words).keywords
+    assert asked["weights"] == str(tmp_path / "w") and asked["prompt"] == ("~ a car", "a~/b")
+
+
 def test_options_reach_the_configuration(few_toys):
     arguments = (
         "--out x --minutes 3 --prediction-type v_prediction --schedule linear --batch-size 9 "

@@ -5,6 +5,7 @@ last ones read the real data as well.
 """
 
 import os
+import runpy
 import shutil
 import sys
 import types
@@ -20,6 +21,7 @@ from scipy.io import loadmat, savemat
 from torchvision.datasets import StanfordCars
 
 from diffusion_utils import files
+from diffusion_utils.commands import main
 from diffusion_utils.data import pictures, sets, stanford_cars
 from diffusion_utils.data.pictures import crop, is_held_out, load_folder
 from diffusion_utils.data.stanford_cars import BODY_TYPES, CarPictures, body_type, load
@@ -640,6 +642,20 @@ def test_a_download_returns_its_folder(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "kagglehub", fake)
     assert len(load(stanford_cars.download(), size=16).images) == 4
     assert asked == [stanford_cars.KAGGLE_DATASET]
+
+
+@pytest.mark.parametrize("words", [["--help"], ["stanford_cars"], ["--split", "test"], ["--out", "x"]])
+def test_only_the_bare_command_downloads(monkeypatch, words):
+    def fail(name):
+        raise AssertionError("a download has begun")
+
+    monkeypatch.setitem(sys.modules, "kagglehub", types.SimpleNamespace(dataset_download=fail))
+    with pytest.raises(SystemExit):
+        main(["download", *words])
+    monkeypatch.setattr(sys, "argv", ["stanford_cars", *words])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it has been imported before
+        runpy.run_module("diffusion_utils.data.stanford_cars", run_name="__main__")
 
 
 # ---------------------------------------------------------------- the real data
