@@ -21,6 +21,7 @@ from diffusion_utils import networks, pretrained
 from diffusion_utils.commands import COMMANDS, main, parse
 from diffusion_utils.commands.train import prepare
 from diffusion_utils.data import sets, stanford_cars, to_float, toy_cars
+from diffusion_utils.data.pictures import is_held_out
 from diffusion_utils.networks import presets
 from diffusion_utils.pipeline import Pipeline
 from diffusion_utils.prediction import Denoiser
@@ -243,7 +244,7 @@ def test_a_folder_of_own_pictures_keeps_some_out(tmp_path, folder):
     out = tmp_path / "run"
     train("--data", folder, "--out", out, "--images", 16, "--size", 8, *COMMON)
     about = pretrained.card(out / "weights.safetensors")
-    held_out = sum(stanford_cars.is_held_out(f"{i:02d}.png") for i in range(40))
+    held_out = sum(is_held_out(f"{i:02d}.png") for i in range(40))
     assert 1 < held_out < 10
     assert about["data"] == f"own pictures, {40 - held_out} cropped to 8×8" and about["steps"] == 2
     assert "pictures it was trained on" in about["licence"]
@@ -275,6 +276,20 @@ def configured(*arguments):
     return prepare(run)
 
 
+@pytest.mark.parametrize("between", [" ", "="])
+def test_a_tilde_means_the_home_folder(tmp_path, monkeypatch, folder, between):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    given = {"out": "~/runs/x", "data": f"~/{folder.name}", "autoencoder": "~/a.safetensors", "start": "~"}
+    words = " ".join(f"--{flag}{between}{path}" for flag, path in given.items()).split()
+    (run,) = parse(["train", *words, "--steps", "1"]).args
+    assert run.out == tmp_path / "runs/x" and run.data == str(folder) and run.start == str(tmp_path)
+    assert run.autoencoder == str(tmp_path / "a.safetensors")
+    words = ["sample", "--weights", "~/w", "--out", "x", "--prompt", "~ a car", "a~/b"]
+    asked = parse(words).keywords
+    assert asked["weights"] == str(tmp_path / "w") and asked["prompt"] == ("~ a car", "a~/b")
+
+
 def test_options_reach_the_configuration(few_toys):
     arguments = (
         "--out x --minutes 3 --prediction-type edm --schedule linear --batch-size 9 "
@@ -289,6 +304,7 @@ def test_options_reach_the_configuration(few_toys):
     assert run == {
         "data": "toy_cars",
         "size": 32,
+        "aspect": None,
         "condition": None,
         "autoencoder": None,
         "start": None,
@@ -326,7 +342,7 @@ def test_options_reach_the_configuration(few_toys):
 IGNORED = {  # options that would change nothing, and those that they belong to
     "kl_weight": ("--kl-weight 0.1", "--kl-weight says something only with --objective autoencoder: leave it out"),
     "sigma_data": ("--sigma-data 0.3", "--sigma-data says something only with --prediction-type edm: leave it out"),
-    "cond_dropout": ("--cond-dropout 0.2", "--cond-dropout says something only with --condition body_type or caption"),
+    "cond_dropout": ("--cond-dropout 0.2", "--cond-dropout says something only with --condition body_type or cl"),
     "of noise": ("--cond-dropout 0 --condition low_resolution", "--cond-dropout says something only with --condition"),
     "schedule": ("--objective autoencoder --schedule linear", "--schedule says something only with --objective denois"),
     "T": ("--objective autoencoder --num-train-timesteps 9", "--num-train-timesteps says something only with --object"),
@@ -532,7 +548,7 @@ UNREADABLE = {
     "prediction": ([*TRAIN, "--prediction-type", "x"], "--prediction-type"),
     "optimizer": ([*TRAIN, "--optimizer", "sgd"], "--optimizer"),
     "schedule": ([*TRAIN, "--schedule", "x"], "--schedule"),
-    "condition": ([*TRAIN, "--condition", "weather"], "one of 'None', 'body_type', 'caption', 'low_resolution'."),
+    "condition": ([*TRAIN, "--condition", "weather"], "one of 'None', 'body_type', 'caption', 'class', 'low_resolution'."),
     **{
         f"network {word}": ([*TRAIN, "--network", word], f"--network takes JSON such as {EXAMPLE}, not {word!r}")
         for word in ("{name: resnet}", "resnet", "[1]", "3", "null", '"resnet"', "")

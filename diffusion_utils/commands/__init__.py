@@ -6,6 +6,7 @@ documented: the function's docstring, or the comments beside the fields of a dat
 
 import io
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -69,7 +70,7 @@ def main(arguments: list[str]) -> int:
 
 def parse(arguments: list[str]) -> Callable[[], None]:
     """The command that a command line asks for, with its arguments, ready to be called."""
-    name, *rest = arguments = arguments or ["--help"]
+    name, *rest = arguments = [*map(_at_home, arguments)] or ["--help"]
     cli = partial(tyro.cli, args=rest, prog=f"{PROGRAM} {name}", config=(tyro.conf.OmitArgPrefixes,), registry=TYPES)
     if name not in COMMANDS and not name.startswith("-"):
         print(f"error: unknown command {name!r}: choose one of {suggestions(name, COMMANDS)}", file=sys.stderr)
@@ -80,6 +81,12 @@ def parse(arguments: list[str]) -> Callable[[], None]:
         if name in COMMANDS:
             return cli(_postponed(COMMANDS[name]))
         return tyro.extras.subcommand_cli_from_dict(COMMANDS, prog=PROGRAM, description=ABOUT, args=arguments)
+
+
+def _at_home(word: str) -> str:
+    """~/x and --flag=~/x with one's home folder, which not every shell puts there."""
+    flag, path = re.fullmatch(r"(--[\w-]+=)?(.*)", word, re.DOTALL).groups(default="")
+    return flag + os.path.expanduser(path) if path == "~" or path.startswith(("~/", "~\\")) else word
 
 
 def _postponed(command: Callable) -> Callable:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from diffusion_utils import networks, pretrained, training
 from diffusion_utils.checks import check_folder
 from diffusion_utils.data import root_mean_square, sets, to_float
+from diffusion_utils.data.pictures import ratio
 from diffusion_utils.data.sets import CONDITIONS, PictureSet
 from diffusion_utils.evaluation import error_per_timestep, reconstruction_quality
 from diffusion_utils.files import write_json
@@ -30,7 +31,6 @@ from diffusion_utils.training.checkpoints import CHECKPOINT
 from diffusion_utils.training.config import BUDGET, FREE_ON_RESUME
 
 CONSISTENCY_DRAWING = {"sampler": "consistency", "steps": 2}
-ENTRIES = {"body_type": "conditions", "caption": "prompts"}  # where a model card says what a condition can be
 COUNTED = ("images_seen", "steps", "seconds")  # of a model card, those of the run's start included
 COLUMNS = 8
 OPEN = TrainConfig(network=None, sigma_data=None)  # where the command line leaves out what depends on the pictures
@@ -127,6 +127,11 @@ class Job:
     source: str | None = None
     mirrored: bool = True
 
+    @property
+    def aspect(self) -> float:
+        """Width over height at which its pictures are shown."""
+        return ratio(self.pictures.aspect)
+
     def write(self) -> None:
         """Write what `--resume` needs beside the checkpoint; an autoencoder that does not ship with the package
         is copied there, so that the folder is complete."""
@@ -140,7 +145,7 @@ class Job:
         run = self.run
         due = run.sample_every and record.step % run.sample_every < run.config.log_every
         if due and record.images_per_second:
-            save_grid(self.draw(record, 32), run.out / f"samples_{record.step:07d}.png", COLUMNS)
+            save_grid(self.draw(record, 32), run.out / f"samples_{record.step:07d}.png", COLUMNS, self.aspect)
         if run.snapshot_images:
             reached = record.images // run.snapshot_images * run.snapshot_images
             path = run.out / "snapshots" / f"weights_{reached:09d}.safetensors"
@@ -153,7 +158,7 @@ class Job:
         if not record.images_per_second:
             print(f"{out} had already used its budget: raise --steps, --images or --minutes to go on")
         self.save(record, out / "weights.safetensors")
-        save_grid(self.draw(record, 64), out / "samples.png", COLUMNS)
+        save_grid(self.draw(record, 64), out / "samples.png", COLUMNS, self.aspect)
         parameters = count_parameters(record.denoiser.net)
         print(f"{parameters:,} parameters, {record.images:,} images: {out}/weights.safetensors, samples.png")
 
@@ -224,6 +229,10 @@ def prepare(run: Run) -> Job:
     pictures = _pictures(run, stored.get("fingerprint"))
     mirrored = pictures.flip and stored.get("mirrored", run.config.flip or bool(resumed and run.autoencoder))
     config, images, held_out, description = run.config, pictures.images, pictures.held_out, pictures.description
+    if run.start and has == "class" and not resumed:
+        if pictures.classes != (known := [*pretrained.card(run.start)["conditions"]]):
+            classes = ", ".join(pictures.classes)
+            raise ValueError(f"{run.start} knows the classes {', '.join(known)}; {run.data} has {classes}")
     network = config.network if run.condition == has else pictures.conditional(config.network)
     cond, entries = pictures.cond(network)
     source, autoencoder = run.autoencoder, None
@@ -243,6 +252,7 @@ def prepare(run: Run) -> Job:
     card = {
         **{name: getattr(config, name) for name in (*pretrained.NEEDED, "sigma_data")},
         "size": run.size,
+        **({"aspect": pictures.aspect} if pictures.aspect else {}),
         **entries,
         **({"drawing": CONSISTENCY_DRAWING} if config.objective == "consistency" else {}),
         **({"autoencoder": run.autoencoder} if autoencoder else {}),
@@ -253,14 +263,14 @@ def prepare(run: Run) -> Job:
         "seed": config.seed,
         "config": asdict(config),
     }
-    run = replace(run, config=config)
+    run = replace(run, aspect=pictures.aspect, config=config)
     return Job(run, pictures, images, held_out, cond, card, before, autoencoder, source, mirrored)
 
 
 def _pictures(run: Run, fingerprint: str | None) -> PictureSet:
     """The pictures of a run; `fingerprint`: of those that it was begun with."""
     try:
-        pictures = sets.load(run.data, run.size, run.condition)
+        pictures = sets.load(run.data, run.size, run.condition, run.aspect)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}{'; say with --data where they are now' if fingerprint else ''}") from None
     if fingerprint not in (None, pictures.fingerprint):
@@ -350,9 +360,7 @@ def _started(run: Run) -> tuple[Run, dict, str | None]:
         raise ValueError(f"{run.start} draws pixels and cannot learn latents: leave --start or --autoencoder out")
     if own:
         raise ValueError(f"--start brings its own {own[0]}: leave --{own[0].replace('_', '-')} out")
-    has = next((condition for condition, entry in ENTRIES.items() if entry in card), None)
-    if card["network"]["name"] == "super_resolution":
-        has = "low_resolution"
+    has = sets.condition_of(card)
     options = {name: card[name] for name in pretrained.NEEDED}
     config = replace(run.config, sigma_data=card.get("sigma_data", TrainConfig.sigma_data), **options)
     before = {"name": Path(run.start).stem} | {name: card.get(name, 0) for name in COUNTED}

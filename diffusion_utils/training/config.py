@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from diffusion_utils.checks import check_kind
-from diffusion_utils.data.sets import Condition
+from diffusion_utils.data.pictures import ASPECT, ratio
+from diffusion_utils.data.sets import LICENCES, Condition
 from diffusion_utils.prediction import PredictionType
 from diffusion_utils.sampling import checked_seeds
 from diffusion_utils.schedule import Schedule, ScheduleName, make_schedule
@@ -156,8 +157,11 @@ class Run:
     data: str = "toy_cars"  # What to learn from: toy_cars, stanford_cars, or a folder of pictures.
     resume: bool = False  # Go on from the checkpoint in --out, with its settings; the budget may be another.
     size: int | None = None  # Pixels per side; default: 64, toy cars 32.
-    # What the network is conditioned on: each picture's body type, a caption in words (text to image), or the
-    # picture itself at half the size (super-resolution).
+    # Width:height of the window that is cut out of own pictures, such as 1:1 or 3:2; default: 4:3 where most of
+    # them are about that wide, else 1:1.
+    aspect: str | None = None
+    # What the network is conditioned on: each picture's body type, its class (own pictures: the subfolder it lies
+    # in), a caption in words (text to image), or the picture itself at half the size (super-resolution).
     condition: Condition | None = None
     autoencoder: str | None = None  # Weights of one: learn its latents of the pictures instead of their pixels.
     # Weights to begin with, a name or a path; network, schedule and prediction type are theirs.
@@ -175,6 +179,7 @@ class Run:
                 raise ValueError(f"{name} is empty: give a name or a path, or leave --{name} out")
         if self.size is not None and self.size < 8:
             raise ValueError(f"size must be at least 8 pixels, not {self.size}")
+        ratio(self.aspect)  # raises where it is none
         if self.sample_every < 0 or self.snapshot_images < 0:
             raise ValueError("sample_every and snapshot_images must be at least 0")
         if self.config.objective == "autoencoder" and (self.condition or self.autoencoder):
@@ -205,6 +210,8 @@ class Run:
             if missing := [name for name in ("data", "size", "config") if name not in contents]:
                 raise ValueError(f"it lacks {', '.join(missing)}")
             options = {option.name: contents[option.name] for option in fields(cls) if option.name in contents}
+            if options.get("data") not in (None, *LICENCES):
+                options.setdefault("aspect", ASPECT)  # of own pictures, before there was a choice
             run = cls(**options | {"out": out, "resume": True, "config": TrainConfig(**contents["config"])})
         except (ValueError, TypeError) as error:
             raise ValueError(
