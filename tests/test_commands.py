@@ -548,7 +548,10 @@ UNREADABLE = {
     "prediction": ([*TRAIN, "--prediction-type", "x"], "--prediction-type"),
     "optimizer": ([*TRAIN, "--optimizer", "sgd"], "--optimizer"),
     "schedule": ([*TRAIN, "--schedule", "x"], "--schedule"),
-    "condition": ([*TRAIN, "--condition", "weather"], "one of 'None', 'body_type', 'caption', 'class', 'low_resolution'."),
+    "condition": (
+        [*TRAIN, "--condition", "weather"],
+        "one of 'None', 'body_type', 'caption', 'class', 'low_resolution'.",
+    ),
     **{
         f"network {word}": ([*TRAIN, "--network", word], f"--network takes JSON such as {EXAMPLE}, not {word!r}")
         for word in ("{name: resnet}", "resnet", "[1]", "3", "null", '"resnet"', "")
