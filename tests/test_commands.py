@@ -658,6 +658,23 @@ def test_a_foreign_run_json_is_named(tmp_path, error, contents, text):
     assert said.endswith(": put it back, or choose another folder") and files(tmp_path) == ["run.json"]
 
 
+def test_an_error_of_the_system_names_the_file(tmp_path, folder, error):
+    (tmp_path / "run" / "log.jsonl").mkdir(parents=True)
+    code, said = error("train", "--data", folder, "--size", 8, "--steps", 1, "--out", tmp_path / "run", *COMMON)
+    assert code == 1 and said == f"error: {tmp_path}/run/log.jsonl: Is a directory"
+
+
+@pytest.mark.parametrize("resume", [[], ["--resume"]])
+def test_weights_whose_run_is_gone_are_not_overwritten(tmp_path, folder, error, resume):
+    (tmp_path / "weights.safetensors").write_text("dear")
+    arguments = ["--data", folder, "--out", tmp_path, "--steps", 2, "--size", 8, *COMMON]
+    code, said = error("train", *arguments, *resume)
+    assert code == 1 and said == (
+        f"error: {tmp_path} holds weights.safetensors, but no run to go on with: choose another folder"
+    )
+    assert (tmp_path / "weights.safetensors").read_text() == "dear"
+
+
 @pytest.mark.parametrize("resume", [[], ["--resume"]])
 def test_a_foreign_log_stops_a_run_before_it_writes(tmp_path, folder, error, resume):
     (tmp_path / "run").mkdir()

@@ -128,6 +128,12 @@ def test_resume_without_a_checkpoint_starts_the_run(tmp_path, whole):
     assert_equal_runs(tmp_path, whole)
 
 
+@pytest.mark.parametrize("run_dir, resume", [("", False), ("", True), (None, True)])
+def test_a_folder_that_is_missing_is_not_left_out_without_a_word(run_dir, resume):
+    with pytest.raises(ValueError, match="run_dir is missing: give the folder of the run"):
+        next(train(config(), pictures(), run_dir, resume))
+
+
 def test_the_clock_goes_on(tmp_path):
     run(tmp_path, until=5)
     first = load_checkpoint(tmp_path / "checkpoint.pt")["seconds"]

@@ -63,7 +63,9 @@ def main(arguments: list[str]) -> int:
     try:
         parse(arguments)()
     except (ValueError, OSError, FloatingPointError, ImportError) as error:
-        print(f"error: {FLAGS.sub(lambda name: '--' + name[0].replace('_', '-'), str(error))}", file=sys.stderr)
+        named = getattr(error, "filename", None)  # of an error of the system, which calls itself [Errno 13]
+        said = f"{named}: {error.strerror}" if named and error.strerror else str(error)
+        print(f"error: {FLAGS.sub(lambda name: '--' + name[0].replace('_', '-'), said)}", file=sys.stderr)
         return 1
     return 0
 

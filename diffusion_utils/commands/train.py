@@ -32,7 +32,7 @@ from diffusion_utils.training.config import BUDGET, FREE_ON_RESUME
 
 CONSISTENCY_DRAWING = {"sampler": "consistency", "steps": 2}
 COUNTED = ("images_seen", "steps", "seconds")  # of a model card, those of the run's start included
-COLUMNS = 8
+COLUMNS, WEIGHTS = 8, "weights.safetensors"
 OPEN = TrainConfig(network=None, sigma_data=None)  # where the command line leaves out what depends on the pictures
 DIFFUSION = "prediction_type schedule num_train_timesteps zero_terminal_snr timestep_sampling min_snr_gamma".split()
 MEANT_FOR = {  # options that say something only where another one has one of these values
@@ -51,6 +51,8 @@ def train(run: Run) -> None:
     accelerate launch -m diffusion_utils train …
     """
     check_folder(run.out)
+    if (run.out / WEIGHTS).exists() and not (run.out / CHECKPOINT).exists():
+        raise FileExistsError(f"{run.out} holds {WEIGHTS}, but no run to go on with: choose another folder")
     job = prepare(run)
     with _sentence_for_full_disk(run.out):
         _train(job)
@@ -157,10 +159,10 @@ class Job:
         out = self.run.out
         if not record.images_per_second:
             print(f"{out} had already used its budget: raise --steps, --images or --minutes to go on")
-        self.save(record, out / "weights.safetensors")
+        self.save(record, out / WEIGHTS)
         save_grid(self.draw(record, 64), out / "samples.png", COLUMNS, self.aspect)
         parameters = count_parameters(record.denoiser.net)
-        print(f"{parameters:,} parameters, {record.images:,} images: {out}/weights.safetensors, samples.png")
+        print(f"{parameters:,} parameters, {record.images:,} images: {out}/{WEIGHTS}, samples.png")
 
     def save(self, record: StepRecord, path: Path) -> None:
         """Write the averaged weights, with their model card."""

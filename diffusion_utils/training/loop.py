@@ -100,7 +100,9 @@ def train(
         FileExistsError: `run_dir` already holds a run and `resume` is False, or another run is going on there.
         FloatingPointError: the numbers grow beyond all bounds; the last checkpoint stays.
     """
-    run_dir = run_dir and Path(run_dir)
+    if run_dir == "" or resume and run_dir is None:
+        raise ValueError("run_dir is missing: give the folder of the run")
+    run_dir = None if run_dir is None else Path(run_dir)
     resumed = bool(run_dir) and (run_dir / CHECKPOINT).exists()
     if resumed and not resume:
         raise FileExistsError(f"{run_dir} already holds a run: resume it (--resume) or choose another folder")
