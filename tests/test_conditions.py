@@ -185,7 +185,7 @@ def prepared(*arguments):
     return prepare(run)
 
 
-def test_latents_are_learnt_mirrored_pictures_among_them(few, tmp_path):
+def test_latents_are_learnt_mirrored_pictures_among_them(few, tmp_path, monkeypatch):
     vae = [
         "--objective",
         "autoencoder",
@@ -222,6 +222,11 @@ def test_latents_are_learnt_mirrored_pictures_among_them(few, tmp_path):
     assert (
         pretrained.card(out / "snapshots/weights_000000016.safetensors")["autoencoder"] == "../autoencoder.safetensors"
     )
+    monkeypatch.chdir(tmp_path)
+    before = (out / "autoencoder.safetensors").stat().st_mtime_ns
+    train("--resume", "--out", "latent")  # its copy is there, whatever the folder is called by
+    assert (out / "autoencoder.safetensors").stat().st_mtime_ns == before
+    assert json.loads((out / "run.json").read_text())["autoencoder"] == "autoencoder.safetensors"
     own = ["--autoencoder", weights, "--network", network, *common, "--no-flip", "--out", tmp_path / "unmirrored"]
     train(*own)  # and pictures alone, where that is asked for
     one, both = (len(prepared("--resume", "--out", place).images) for place in (tmp_path / "unmirrored", out))

@@ -19,6 +19,7 @@ from diffusion_utils.commands import main
 from diffusion_utils.data import sets, toy_cars
 from diffusion_utils.data.order import _epoch_order
 from diffusion_utils.training import TrainConfig, load_checkpoint, read_log, stop_on_signal, train
+from diffusion_utils.training.checkpoints import only_run
 
 ROOT = Path(__file__).parent.parent
 TINY = {"name": "resnet", "channels": [8, 8], "stem": 2, "embedding_dim": 8}
@@ -637,6 +638,18 @@ def test_a_second_run_in_a_folder_is_refused_until_the_first_is_dead(tmp_path):
         other.kill()  # -9: it cannot tidy up
         other.wait()
     assert run(out).step == 12
+
+
+def test_a_lock_of_somebody_else_is_no_other_run(tmp_path, as_nobody):
+    (tmp_path / ".lock").touch(mode=0o600)
+    if os.getuid():
+        (tmp_path / ".lock").chmod(0)
+
+    def hold():
+        with only_run(tmp_path):
+            pass
+
+    assert as_nobody(hold) == f"PermissionError: [Errno 13] Permission denied: '{tmp_path}/.lock'"
 
 
 def test_an_interrupted_cell_may_go_on_in_the_same_process(tmp_path, whole):

@@ -137,7 +137,7 @@ class Job:
     def write(self) -> None:
         """Write what `--resume` needs beside the checkpoint; an autoencoder that does not ship with the package
         is copied there, so that the folder is complete."""
-        if self.source != self.run.autoencoder:
+        if self.source and Path(self.source).absolute() != Path(self.run.autoencoder).absolute():
             pretrained.copy(self.source, self.run.autoencoder)
         more = {"before": self.before, "fingerprint": self.pictures.fingerprint, "mirrored": self.mirrored}
         write_json(self.run.out / "run.json", self.run.to_json() | more)
