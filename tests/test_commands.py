@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -481,6 +482,31 @@ def test_help_lists_the_flags_and_leaves_with_0(capsys, name):
     said, errors = capsys.readouterr()
     assert left.value.code == 0 and errors == "" and f"python -m diffusion_utils {name}" in said
     assert all(flag in said for flag in FLAGS[name].split()) and "--config." not in said and "--drawing." not in said
+
+
+EACH_WITH_HELP = """
+import runpy, sys
+for arguments in [[], ["paint"], ["sample"], ["sample", "--weights", "größe", "--out", "a.png"]] + [
+    [name, "--help"] for name in "train sample evaluate figures export download".split()
+]:
+    sys.argv[1:] = arguments
+    try:
+        runpy.run_module("diffusion_utils", run_name="__main__", alter_sys=True)
+    except SystemExit as stop:
+        print("code", stop.code)
+"""
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_a_terminal_without_unicode_reads_every_help_and_error(tmp_path, encoding):
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", EACH_WITH_HELP], env=environment, capture_output=True, cwd=tmp_path)
+    said, errors = done.stdout.decode(encoding), done.stderr.decode(encoding)
+    assert done.returncode == 0 and re.findall("code (.)", said) == ["0", "2", "2", "1", *"000000"], errors
+    first, second, third = errors.splitlines()
+    assert first.startswith("error: unknown command 'paint'") and third.startswith("error: no weights named 'gr")
+    assert second.startswith("error: Missing") and "--weights" in second
+    assert all(f"python -m diffusion_utils {name}" in said for name in COMMANDS)
 
 
 def test_help_and_an_unknown_command_list_all_commands(capsys, error):
