@@ -451,6 +451,10 @@ UNREADABLE = {
     "small": ([*TRAIN, "--size", 4], "size must be at least 8 pixels, not 4"),
     "sampler": (["sample", "--weights", "toy-cars-resnet", "--out", "a.png", "--sampler", "euler"], "--sampler"),
     "eta": (["sample", "--weights", "a", "--out", "a.png", "--eta", 2, "--sampler", "ddim"], "in [0, 1], not 2"),
+    "scale": (
+        ["sample", "--weights", "a", "--out", "a.png", "--guidance-scale", "nan"],
+        "--guidance-scale must be a fin",
+    ),
     "no weights": (["sample", "--out", "a.png"], "--weights"),
     "two guides": (["evaluate", "--weights", "a", "--data", "b", "--guide", "c", "--skip-layers", "d"], "choose one"),
     "extractor": (["evaluate", "--weights", "a", "--data", "b", "--extractor", "eye"], "--extractor"),

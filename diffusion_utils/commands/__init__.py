@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int:
     try:
         parse(arguments)()
     except (ValueError, OSError, FloatingPointError, ImportError) as error:
-        print(f"error: {FLAGS.sub(lambda name: '--' + name[0].replace('_', '-'), str(error))}", file=sys.stderr)
+        print(f"error: {_with_flags(str(error))}", file=sys.stderr)
         return 1
     return 0
 
@@ -66,7 +66,7 @@ def parse(arguments: list[str]) -> Callable[[], None]:
     if name not in COMMANDS and not name.startswith("-"):
         print(f"error: unknown command {name!r}: choose one of {suggestions(name, COMMANDS)}", file=sys.stderr)
         sys.exit(2)
-    with _one_sentence():
+    with one_sentence():
         if name == "train":
             return partial(train, cli(Run, default=_default_run(rest), description=getdoc(train)))
         if name in COMMANDS:
@@ -93,8 +93,13 @@ def _default_run(arguments: list[str]) -> Run:
     return Run(out=tyro.MISSING, config=OPEN)
 
 
+def _with_flags(said: str) -> str:
+    """An error of the library in the words of a command line."""
+    return FLAGS.sub(lambda name: "--" + name[0].replace("_", "-"), said)
+
+
 @contextmanager
-def _one_sentence() -> Iterator[None]:
+def one_sentence() -> Iterator[None]:
     """Turn the box in which tyro says what is wrong with a command line into a sentence."""
     box = io.StringIO()
     try:
@@ -110,5 +115,6 @@ def _one_sentence() -> Iterator[None]:
             unfit = r"Error parsing (\S+): no type .*?([A-Z][A-Z ]*)}? could be .* from \[(.*)\]\."
             said = re.sub(unfit, r"\1 takes \2, not \3", said)
             said = re.sub(r"Error parsing (\S+): invalid literal for int.*: ", r"\1 takes INT, not ", said)
-            print(f"error: {said.strip().replace('{None}|', '')} (--help lists what there is)", file=sys.stderr)
+            said = _with_flags(said.strip().replace("{None}|", ""))
+            print(f"error: {said} (--help lists what there is)", file=sys.stderr)
         raise
