@@ -19,6 +19,7 @@ from tqdm import tqdm
 from diffusion_utils import pretrained
 from diffusion_utils.checks import check_kind, fits
 from diffusion_utils.data import as_float, to_uint8
+from diffusion_utils.data.pictures import ratio
 from diffusion_utils.guidance import Guided, chosen_by_seed, conditions, skip_layers
 from diffusion_utils.networks import Autoencoder, SuperResolution
 from diffusion_utils.networks.super_resolution import low_resolution_cond
@@ -132,6 +133,11 @@ class Pipeline:
     def size(self) -> int:
         """Height and width of its pictures in pixels."""
         return self.card.get("size", 64)
+
+    @property
+    def aspect(self) -> float:
+        """Width over height at which its pictures are to be shown: cars at 4:3, others as their card says."""
+        return ratio(self.card.get("aspect"))
 
     def __call__(
         self, seeds: Sequence[int], condition: str | None = None, prompt: str | Sequence[str] | None = None, **options

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialized
 
 from diffusion_utils import networks
 from diffusion_utils.checks import check_device, check_kind, suggestions
@@ -181,7 +181,8 @@ def save(path: str | Path, denoiser: Denoiser, contents: dict, dtype: torch.dtyp
     encoder = contents.get("autoencoder")
     if encoder is not None and encoder not in names():
         contents["autoencoder"] = Path(os.path.relpath(encoder, path.parent)).as_posix()
-    write_atomically(path, lambda temporary: save_file(weights, temporary))
+    # When safetensors itself writes the file, a full disk comes back as some SafetensorError.
+    write_atomically(path, lambda temporary: temporary.write_bytes(serialized(weights)))
     write_json(path.with_suffix(".json"), contents)
 
 

@@ -6,6 +6,7 @@ documented: the function's docstring, or the comments beside the fields of a dat
 
 import io
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -43,10 +44,18 @@ def _json(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.Primit
     return tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,
         metavar="JSON",
-        instance_from_str=lambda words: json.loads(words[0]),
+        instance_from_str=_dict_from_json,
         is_instance=lambda value: isinstance(value, dict),
         str_from_instance=lambda value: [json.dumps(value)],
     )
+
+
+def _dict_from_json(words: list[str]) -> dict:
+    """What a word says; tyro shows only that it failed, `_one_sentence` what would do."""
+    value = json.loads(words[0])
+    if not isinstance(value, dict):
+        raise ValueError("no dict")
+    return value
 
 
 def main(arguments: list[str]) -> int:
@@ -61,7 +70,7 @@ def main(arguments: list[str]) -> int:
 
 def parse(arguments: list[str]) -> Callable[[], None]:
     """The command that a command line asks for, with its arguments, ready to be called."""
-    name, *rest = arguments = arguments or ["--help"]
+    name, *rest = arguments = [*map(_at_home, arguments)] or ["--help"]
     cli = partial(tyro.cli, args=rest, prog=f"{PROGRAM} {name}", config=(tyro.conf.OmitArgPrefixes,), registry=TYPES)
     if name not in COMMANDS and not name.startswith("-"):
         print(f"error: unknown command {name!r}: choose one of {suggestions(name, COMMANDS)}", file=sys.stderr)
@@ -72,6 +81,12 @@ def parse(arguments: list[str]) -> Callable[[], None]:
         if name in COMMANDS:
             return cli(_postponed(COMMANDS[name]))
         return tyro.extras.subcommand_cli_from_dict(COMMANDS, prog=PROGRAM, description=ABOUT, args=arguments)
+
+
+def _at_home(word: str) -> str:
+    """~/x and --flag=~/x with one's home folder, which not every shell puts there."""
+    flag, path = re.fullmatch(r"(--[\w-]+=)?(.*)", word, re.DOTALL).groups(default="")
+    return flag + os.path.expanduser(path) if path == "~" or path.startswith(("~/", "~\\")) else word
 
 
 def _postponed(command: Callable) -> Callable:
@@ -87,7 +102,10 @@ def _postponed(command: Callable) -> Callable:
 def _default_run(arguments: list[str]) -> Run:
     """What `train` starts from where nothing is said: to resume, the run that --out holds."""
     words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--") else [word])]
-    out = next((Path(value) for flag, value in zip(words, words[1:]) if flag == "--out"), None)
+    pairs = [*zip(words, words[1:])]
+    out = next((Path(value) for flag, value in pairs if flag == "--out"), None)
+    if ("--out", "") in pairs:
+        raise ValueError("--out is empty: give the folder of the run, or . for this one")
     if "--resume" in words and out and (out / "run.json").is_file():
         return stored_run(out)
     return Run(out=tyro.MISSING, config=OPEN)
@@ -114,6 +132,11 @@ def one_sentence() -> Iterator[None]:
             said = re.sub(r"^ *Error parsing [\w.-]*(config|drawing|dummy-inner__|Run): | Got errors:.*", "", said)
             unfit = r"Error parsing (\S+): no type .*?([A-Z][A-Z ]*)}? could be .* from \[(.*)\]\."
             said = re.sub(unfit, r"\1 takes \2, not \3", said)
+            said = said.replace(" takes JSON, not ", """ takes JSON such as '{"name": "resnet", "stem": 4}', not """)
+            # tyro has these in a set, which has another order every time
+            said = re.sub(
+                r"(?<=Expected one of )\((.*?)\)", lambda found: ", ".join(sorted(found[1].split(", "))), said
+            )
             said = re.sub(r"Error parsing (\S+): invalid literal for int.*: ", r"\1 takes INT, not ", said)
             said = _with_flags(said.strip().replace("{None}|", ""))
             print(f"error: {said} (--help lists what there is)", file=sys.stderr)

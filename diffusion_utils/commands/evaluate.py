@@ -59,9 +59,7 @@ def evaluate(
     pipe.guided(seeds, condition, prompt, **options)
     how = pipe.settled(condition, **options)
     features.extractor(extractor).to(device)
-    # Toy cars learnt with captions keep out kinds of car, not single pictures.
-    captioned = data == "toy_cars" and "prompts" in pipe.card
-    pictures = sets.load(data, pipe.size, "caption" if captioned else None)
+    pictures = sets.load_like(pipe.card, data)
     if len(pictures.held_out) < LEAST or torch.equal(pictures.images, pictures.held_out):
         raise ValueError(f"{data} holds too few pictures to keep {LEAST} of them out of training")
     started = time.perf_counter()

@@ -74,5 +74,5 @@ def sample(
     if larger:
         pictures = larger.enlarge(pictures, seeds, noise_level)
     seconds = time.perf_counter() - started
-    save_grid(pictures, out, columns=columns)
+    save_grid(pictures, out, columns, pipe.aspect)
     print(f"{count} pictures in {seconds:.1f} s ({how.steps} steps of {how.sampler}): {out}")
