@@ -704,7 +704,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_work(tmp_path, as
     (tmp_path / "locked").mkdir(mode=0o555)
     (tmp_path / "file").write_text("mine")
     said = as_nobody(lambda: train("--out", tmp_path / where, "--steps", 2))
-    wrong = "may not write in" if "locked" in where else "is a file"
+    wrong = "nothing can be written in" if "locked" in where else "is a file"
     assert said.partition(": --out: ")[2] and wrong in said and str(tmp_path / where.split("/")[0]) in said
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["file", "locked"]
 

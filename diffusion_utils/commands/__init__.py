@@ -51,7 +51,7 @@ def _json(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.Primit
 
 
 def _dict_from_json(words: list[str]) -> dict:
-    """What a word says; tyro shows only that it failed, `_one_sentence` what would do."""
+    """What a word says; tyro shows only that it failed, `one_sentence` what would do."""
     value = json.loads(words[0])
     if not isinstance(value, dict):
         raise ValueError("no dict")
