@@ -2,6 +2,7 @@
 
 import math
 import os
+import tempfile
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from numbers import Integral, Real
@@ -90,5 +91,7 @@ def check_folder(path: Path, option: str = "--out", endings: Iterable[str] = ())
     there = next(folder for folder in (path, *path.absolute().parents) if os.path.lexists(folder))
     if not there.is_dir():
         raise NotADirectoryError(f"{option}: {there} is a file and not a folder: choose another place")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise PermissionError(f"{option}: you may not write in the folder {there}: choose another place")
+    try:
+        tempfile.TemporaryFile(dir=there).close()  # the one way to know: rights, a full disk, a disk to read only
+    except OSError as error:
+        raise OSError(f"{option}: nothing can be written in {there} ({error.strerror}): choose another place") from None

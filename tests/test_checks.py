@@ -78,6 +78,7 @@ def test_where_nothing_can_be_written_is_said(tmp_path):
         (tmp_path, "is a folder: give the name of a file"),
         (Path(""), "is a folder"),
         (Path("/dev/null"), "is no ordinary file"),
+        (Path("/proc/nobody/a.png"), "nothing can be written in /proc"),
         (tmp_path / "file" / "a.png", "file is a file and not a folder: choose another place"),
         (tmp_path / "file" / "below" / "a.png", "file is a file and not a folder"),
     ):
@@ -109,6 +110,6 @@ def test_a_folder_in_which_one_may_not_write_is_refused_before_the_work():
         for path, refused in (("new/a.png", True), ("a.png", True), ("open/new/a.png", False)):
             command = [sys.executable, "-c", AS_NOBODY, f"{folder}/{path}"]
             done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
-            said = f"PermissionError: --out: you may not write in the folder {folder}: choose another place"
+            said = f"OSError: --out: nothing can be written in {folder} (Permission denied): choose another place"
             assert (done.returncode, said in done.stderr) == (refused, refused), done.stderr
         os.chmod(folder, 0o755)

@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -569,6 +570,10 @@ UNREADABLE = {
     "small": ([*TRAIN, "--size", 4], "size must be at least 8 pixels, not 4"),
     "sampler": (["sample", "--weights", "toy-cars-resnet", "--out", "a.png", "--sampler", "euler"], "--sampler"),
     "eta": (["sample", "--weights", "a", "--out", "a.png", "--eta", 2, "--sampler", "ddim"], "in [0, 1], not 2"),
+    "scale": (
+        ["sample", "--weights", "a", "--out", "a.png", "--guidance-scale", "nan"],
+        "--guidance-scale must be a fin",
+    ),
     "no weights": (["sample", "--out", "a.png"], "--weights"),
     "two guides": (["evaluate", "--weights", "a", "--data", "b", "--guide", "c", "--skip-layers", "d"], "choose one"),
     "extractor": (["evaluate", "--weights", "a", "--data", "b", "--extractor", "eye"], "--extractor"),
@@ -608,6 +613,31 @@ def test_help_lists_the_flags_and_leaves_with_0(capsys, name):
     said, errors = capsys.readouterr()
     assert left.value.code == 0 and errors == "" and f"python -m diffusion_utils {name}" in said
     assert all(flag in said for flag in FLAGS[name].split()) and "--config." not in said and "--drawing." not in said
+
+
+EACH_WITH_HELP = """
+import runpy, sys
+for arguments in [[], ["paint"], ["sample"], ["sample", "--weights", "größe", "--out", "a.png"]] + [
+    [name, "--help"] for name in "train sample evaluate figures export download".split()
+]:
+    sys.argv[1:] = arguments
+    try:
+        runpy.run_module("diffusion_utils", run_name="__main__", alter_sys=True)
+    except SystemExit as stop:
+        print("code", stop.code)
+"""
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_a_terminal_without_unicode_reads_every_help_and_error(tmp_path, encoding):
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", EACH_WITH_HELP], env=environment, capture_output=True, cwd=tmp_path)
+    said, errors = done.stdout.decode(encoding), done.stderr.decode(encoding)
+    assert done.returncode == 0 and re.findall("code (.)", said) == ["0", "2", "2", "1", *"000000"], errors
+    first, second, third = errors.splitlines()
+    assert first.startswith("error: unknown command 'paint'") and third.startswith("error: no weights named 'gr")
+    assert second.startswith("error: Missing") and "--weights" in second
+    assert all(f"python -m diffusion_utils {name}" in said for name in COMMANDS)
 
 
 def test_help_and_an_unknown_command_list_all_commands(capsys, error):
@@ -691,7 +721,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_work(tmp_path, as
     (tmp_path / "locked").mkdir(mode=0o555)
     (tmp_path / "file").write_text("mine")
     said = as_nobody(lambda: train("--out", tmp_path / where, "--steps", 2))
-    wrong = "may not write in" if "locked" in where else "is a file"
+    wrong = "nothing can be written in" if "locked" in where else "is a file"
     assert said.partition(": --out: ")[2] and wrong in said and str(tmp_path / where.split("/")[0]) in said
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["file", "locked"]
 

@@ -51,7 +51,7 @@ def _json(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.Primit
 
 
 def _dict_from_json(words: list[str]) -> dict:
-    """What a word says; tyro shows only that it failed, `_one_sentence` what would do."""
+    """What a word says; tyro shows only that it failed, `one_sentence` what would do."""
     value = json.loads(words[0])
     if not isinstance(value, dict):
         raise ValueError("no dict")
@@ -65,7 +65,7 @@ def main(arguments: list[str]) -> int:
     except (ValueError, OSError, FloatingPointError, ImportError) as error:
         named = getattr(error, "filename", None)  # of an error of the system, which calls itself [Errno 13]
         said = f"{named}: {error.strerror}" if named and error.strerror else str(error)
-        print(f"error: {FLAGS.sub(lambda name: '--' + name[0].replace('_', '-'), said)}", file=sys.stderr)
+        print(f"error: {_with_flags(said)}", file=sys.stderr)
         return 1
     return 0
 
@@ -77,7 +77,7 @@ def parse(arguments: list[str]) -> Callable[[], None]:
     if name not in COMMANDS and not name.startswith("-"):
         print(f"error: unknown command {name!r}: choose one of {suggestions(name, COMMANDS)}", file=sys.stderr)
         sys.exit(2)
-    with _one_sentence():
+    with one_sentence():
         if name == "train":
             return partial(train, cli(Run, default=_default_run(rest), description=getdoc(train)))
         if name in COMMANDS:
@@ -113,8 +113,13 @@ def _default_run(arguments: list[str]) -> Run:
     return Run(out=tyro.MISSING, config=OPEN)
 
 
+def _with_flags(said: str) -> str:
+    """An error of the library in the words of a command line."""
+    return FLAGS.sub(lambda name: "--" + name[0].replace("_", "-"), said)
+
+
 @contextmanager
-def _one_sentence() -> Iterator[None]:
+def one_sentence() -> Iterator[None]:
     """Turn the box in which tyro says what is wrong with a command line into a sentence."""
     box = io.StringIO()
     try:
@@ -135,5 +140,6 @@ def _one_sentence() -> Iterator[None]:
                 r"(?<=Expected one of )\((.*?)\)", lambda found: ", ".join(sorted(found[1].split(", "))), said
             )
             said = re.sub(r"Error parsing (\S+): invalid literal for int.*: ", r"\1 takes INT, not ", said)
-            print(f"error: {said.strip().replace('{None}|', '')} (--help lists what there is)", file=sys.stderr)
+            said = _with_flags(said.strip().replace("{None}|", ""))
+            print(f"error: {said} (--help lists what there is)", file=sys.stderr)
         raise

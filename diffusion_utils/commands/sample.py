@@ -57,8 +57,8 @@ def sample(
         raise ValueError("--count and --columns must be at least 1")
     if noise_level is not None and enlarge is None:
         raise ValueError("--noise-level is about enlarging: give --enlarge, too, or leave it out")
-    picture_format(out)
     check_file(out)
+    picture_format(out)
     seeds, options = range(seed, seed + count), vars(drawing)
     pipe = pipeline.load(weights, device)
     larger = None if enlarge is None else pipeline.load(enlarge, device)
