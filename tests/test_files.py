@@ -113,8 +113,9 @@ def test_only_what_killed_writers_of_the_same_file_left_is_removed(tmp_path):
 
     def write(temporary):  # meanwhile another one writes the same file
         assert names(tmp_path) == sorted([*others, temporary.name])
-        write_atomically(tmp_path / "note.txt", lambda other: other.write_text("theirs"))
         temporary.write_text("mine")
+        write_atomically(tmp_path / "note.txt", lambda other: other.write_text("theirs"))
+        assert temporary.read_text() == "mine"
 
     write_atomically(tmp_path / "note.txt", write)
     assert names(tmp_path) == sorted([*others, "note.txt"]) and (tmp_path / "note.txt").read_text() == "mine"
