@@ -189,11 +189,20 @@ def test_a_full_cache_is_done_without(cache):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs limits of a process")
-def test_where_there_is_no_room_the_file_is_named(tmp_path):
-    code = "try:\n  write_atomically('card', lambda path: save_file({'x': torch.zeros(999)}, path))\n"
-    code += "except OSError as error: print(error)"
+@pytest.mark.parametrize(
+    "write, message",
+    [
+        (
+            "write_atomically('card', lambda path: save_file({'x': torch.zeros(999)}, path))",
+            "card could not be written: ",
+        ),
+        ("write_text('card', 'x' * 999)", "File too large: 'card'"),
+    ],
+)
+def test_where_there_is_no_room_the_file_is_named(tmp_path, write, message):
+    code = f"try: {write}\nexcept OSError as error: print(error)"
     said = in_a_process_of_its_own(FULL + code, cwd=tmp_path)
-    assert said.startswith("card could not be written: ") and said.count("\n") == 1 and names(tmp_path) == []
+    assert message in said and said.count("\n") == 1 and names(tmp_path) == []
 
 
 @pytest.mark.parametrize("value", [None, ""])

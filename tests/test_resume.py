@@ -189,7 +189,7 @@ def old_run(tmp_path, monkeypatch):
     """A copy of that run, with forty toy cars in place of the thousands."""
     cars = toy_cars.load(40, 16).images
     pictures = sets.PictureSet("toy_cars", cars[:32], cars[32:], "forty toy cars")
-    monkeypatch.setattr(sets, "load", lambda data, size, condition=None: pictures)
+    monkeypatch.setattr(sets, "load", lambda data, size, condition=None, aspect=None: pictures)
     return shutil.copytree(OLD, tmp_path / "run")
 
 
