@@ -58,6 +58,10 @@ def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
                 os.fsync(folder)
             finally:
                 os.close(folder)
+    except OSError as error:
+        if error.errno and error.filename is None:
+            error.filename = str(path)  # a full disk does not say by itself what had no room
+        raise
     finally:
         temporary.unlink(missing_ok=True)
         if fcntl:

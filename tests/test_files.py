@@ -113,8 +113,9 @@ def test_only_what_killed_writers_of_the_same_file_left_is_removed(tmp_path):
 
     def write(temporary):  # meanwhile another one writes the same file
         assert names(tmp_path) == sorted([*others, temporary.name])
-        write_atomically(tmp_path / "note.txt", lambda other: other.write_text("theirs"))
         temporary.write_text("mine")
+        write_atomically(tmp_path / "note.txt", lambda other: other.write_text("theirs"))
+        assert temporary.read_text() == "mine"
 
     write_atomically(tmp_path / "note.txt", write)
     assert names(tmp_path) == sorted([*others, "note.txt"]) and (tmp_path / "note.txt").read_text() == "mine"
@@ -188,11 +189,20 @@ def test_a_full_cache_is_done_without(cache):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs limits of a process")
-def test_where_there_is_no_room_the_file_is_named(tmp_path):
-    code = "try:\n  write_atomically('card', lambda path: save_file({'x': torch.zeros(999)}, path))\n"
-    code += "except OSError as error: print(error)"
+@pytest.mark.parametrize(
+    "write, message",
+    [
+        (
+            "write_atomically('card', lambda path: save_file({'x': torch.zeros(999)}, path))",
+            "card could not be written: ",
+        ),
+        ("write_text('card', 'x' * 999)", "File too large: 'card'"),
+    ],
+)
+def test_where_there_is_no_room_the_file_is_named(tmp_path, write, message):
+    code = f"try: {write}\nexcept OSError as error: print(error)"
     said = in_a_process_of_its_own(FULL + code, cwd=tmp_path)
-    assert said.startswith("card could not be written: ") and said.count("\n") == 1 and names(tmp_path) == []
+    assert message in said and said.count("\n") == 1 and names(tmp_path) == []
 
 
 @pytest.mark.parametrize("value", [None, ""])
