@@ -15,6 +15,7 @@ import tyro
 from torch import Tensor
 
 from diffusion_utils import pretrained
+from diffusion_utils.commands import one_sentence
 from diffusion_utils.files import write_json
 from diffusion_utils.pipeline import DEFAULT
 
@@ -107,7 +108,9 @@ def command(benchmarks: type | dict[str, type], description: str) -> Callable[..
 
     def main(arguments: list[str] | None = None) -> None:
         try:
-            cli(benchmarks, args=arguments, description=description, config=(tyro.conf.OmitArgPrefixes,))()
+            with one_sentence():
+                asked = cli(benchmarks, args=arguments, description=description, config=(tyro.conf.OmitArgPrefixes,))
+            asked()
         except (ValueError, OSError, FloatingPointError, ImportError) as error:
             if arguments is not None:
                 raise

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from diffusion_utils import networks, pipeline, pretrained
 from diffusion_utils.data import root_mean_square, sets, stanford_cars
+from diffusion_utils.data.pictures import ASPECT, Pictures, load_folder
 from diffusion_utils.data.sets import NON_COMMERCIAL
 from diffusion_utils.evaluation import Reference, covariance_eigenvalues, error_per_timestep
 from diffusion_utils.files import write_atomically, write_json
@@ -143,12 +144,12 @@ def configuration(name: str, seed: int, sigma_data: float) -> TrainConfig:
     return TrainConfig(**settings, sigma_data=sigma_data, seed=seed, log_every=50, checkpoint_every=200)
 
 
-def pictures(frame: str) -> stanford_cars.CarPictures:
+def pictures(frame: str) -> Pictures:
     """The cars, cut out along their boxes ("crop") or the middle of the whole photograph ("frame")."""
     if frame == "crop":
         return stanford_cars.load(size=SIZE)
     sources, _ = stanford_cars.read_annotations(stanford_cars.find())
-    return stanford_cars.load_folder(sources[0][0].parent, SIZE)
+    return load_folder(sources[0][0].parent, SIZE, ASPECT)
 
 
 def train_row(name: str, seed: int, folder: Path) -> None:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import tyro
 from safetensors.torch import load_file
 
 from diffusion_utils import pretrained
@@ -54,6 +55,7 @@ TABLES: dict[str, Callable[[], str]] = {}
 
 
 def main() -> None:
+    """Write every table of RESULTS.md and of the README anew, from results/*.json and the model cards."""
     for page in PAGES:
         text = (ROOT / page).read_text(encoding="utf-8")
         write_text(ROOT / page, filled(text))
@@ -308,6 +310,6 @@ def throughput():
 
 if __name__ == "__main__":
     try:
-        main()
+        tyro.cli(main)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -15,6 +15,7 @@ less variety.  Where the two come from makes the kind:
                                condition   Hyung et al. 2024 (2411.18664)
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -22,9 +23,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffusion_utils.checks import suggestions
 from diffusion_utils.networks import without
 from diffusion_utils.prediction import Denoiser
-from diffusion_utils.sampling import stream
+from diffusion_utils.sampling import checked_seeds, stream
 from diffusion_utils.schedule import Schedule
 
 
@@ -57,7 +59,8 @@ class Guided:
 
     Raises:
         ValueError: a scale other than 1 with neither a cond nor a guide: there is no worse guess; or a
-            guide with another noise schedule, which would be asked about another noise level.
+            guide with another noise schedule, which would be asked about another noise level, or that takes
+            other conditions; an interval or a time shift beyond the timesteps.
     """
 
     denoiser: Denoiser
@@ -69,11 +72,18 @@ class Guided:
     guide_conditional: bool = True
 
     def __post_init__(self):
+        T = self.schedule.num_train_timesteps
         if self.guidance_scale != 1 and self.cond is None and self.guide is None:
             raise ValueError(
-                f"guidance_scale {self.guidance_scale} needs a worse guess to walk away from: give cond "
-                "(classifier-free guidance) or guide (autoguidance)"
+                f"guidance_scale {self.guidance_scale} needs a worse guess to walk away from: give a condition "
+                "(classifier-free guidance), a guide (autoguidance) or layers to skip"
             )
+        if not abs(self.guidance_scale) < math.inf:
+            raise ValueError(f"guidance_scale must be a finite number, not {self.guidance_scale}")
+        if self.interval and (self.interval[0] > min(self.interval[1], T - 1) or self.interval[1] < 0):
+            raise ValueError(f"interval must hold timesteps of 0 … {T - 1}, the lowest first, not {self.interval}")
+        if not abs(self.time_shift) < T:
+            raise ValueError(f"time_shift must lie in [{1 - T}, {T - 1}], not {self.time_shift}")
         if self.guide is None:
             return
         mine, theirs = self.schedule.alphas_cumprod, self.guide.schedule.alphas_cumprod
@@ -81,6 +91,9 @@ class Guided:
             raise ValueError("the guide was trained with another noise schedule: choose one with the same")
         if not _same(self.autoencoder, self.guide.autoencoder):
             raise ValueError("the guide draws pixels, or another autoencoder's latents: choose one that draws the same")
+        mine, theirs = (getattr(d.net, "cond_shape", None) for d in (self.denoiser, self.guide))
+        if self.cond is not None and self.guide_conditional and mine != theirs:
+            raise ValueError("the guide takes other conditions: choose another, or set guide_conditional to False")
 
     @property
     def schedule(self) -> Schedule:
@@ -148,7 +161,7 @@ def conditions(shares: Mapping[str, float], seeds: Sequence[int], name: str | No
     """
     names = list(shares)
     if name is not None and name not in names:
-        raise ValueError(f"the network knows no condition {name!r}: choose one of {', '.join(names)}")
+        raise ValueError(f"the network knows no condition {name!r}: choose one of {suggestions(name, names)}")
     chosen = chosen_by_seed([*shares.values()], seeds) if name is None else torch.full((len(seeds),), names.index(name))
     return F.one_hot(chosen, len(names)).float()
 
@@ -156,5 +169,5 @@ def conditions(shares: Mapping[str, float], seeds: Sequence[int], name: str | No
 def chosen_by_seed(weights: Sequence[float], seeds: Sequence[int]) -> Tensor:
     """One of several things for each seed, int64 (N,), drawn with probabilities proportional to `weights`."""
     # The picture's own seed drives its noise; another stream decides what it shows.
-    generators = [torch.Generator().manual_seed(stream(seed, 1)) for seed in seeds]
+    generators = [torch.Generator().manual_seed(stream(seed, 1)) for seed in checked_seeds(seeds)]
     return torch.cat([torch.multinomial(torch.tensor(weights), 1, generator=g) for g in generators])

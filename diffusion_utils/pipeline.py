@@ -17,12 +17,24 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffusion_utils import pretrained
-from diffusion_utils.data import to_float, to_uint8
+from diffusion_utils.checks import check_kind, fits
+from diffusion_utils.data import as_float, to_uint8
+from diffusion_utils.data.pictures import ratio
 from diffusion_utils.guidance import Guided, chosen_by_seed, conditions, skip_layers
 from diffusion_utils.networks import Autoencoder, SuperResolution
 from diffusion_utils.networks.super_resolution import low_resolution_cond
 from diffusion_utils.prediction import Denoiser
-from diffusion_utils.sampling import Noise, SamplerName, Step, TimestepSpacing, sample, stream, trajectory
+from diffusion_utils.sampling import (
+    Noise,
+    SamplerName,
+    Step,
+    TimestepSpacing,
+    checked_seeds,
+    sample,
+    stream,
+    timesteps,
+    trajectory,
+)
 
 BATCH = 64  # pictures drawn at once
 WALK = ("sampler", "steps", "eta", "timestep_spacing", "clip_sample")  # options of `Drawing` that samplers take
@@ -59,16 +71,22 @@ class Drawing:
     def __post_init__(self):
         if isinstance(self.skip_layers, str):
             raise ValueError(f"skip_layers is a list of names, [{self.skip_layers!r}], not one name")
+        for option in fields(self):
+            if option.name != "interval":  # unknown names are refused where they are looked up
+                hint = str | None if option.name in ("sampler", "timestep_spacing") else option.type
+                check_kind(option.name, getattr(self, option.name), hint)
         if self.guide not in (None, "none") and self.skip_layers:
             raise ValueError("guide and skip_layers both make the worse guess: choose one of them")
-        if self.interval is not None and (len(self.interval) != 2 or self.interval[0] > self.interval[1]):
+        if not fits(self.interval, tuple[int, int] | None) or self.interval and self.interval[0] > self.interval[1]:
             raise ValueError(f"interval is the lowest and the highest timestep, such as 100 900, not {self.interval}")
+        if self.eta is not None and not 0 <= self.eta <= 1:
+            raise ValueError(f"eta must lie in [0, 1], not {self.eta}")
         if self.eta is not None and self.sampler not in (None, "ddim"):
             raise ValueError(f"eta belongs to the sampler ddim, not to {self.sampler}")
 
     def over(self, advice: "Drawing") -> "Drawing":
         """These options, and the advice where nothing is set."""
-        if self.guide or self.skip_layers is not None:  # another worse guess than the advice's
+        if self.guide is not None or self.skip_layers is not None:  # another worse guess than the advice's
             advice = replace(advice, guide=None, skip_layers=None)
         if self.sampler not in (None, "ddim"):  # an advised eta belongs to an advised ddim
             advice = replace(advice, eta=None)
@@ -116,6 +134,11 @@ class Pipeline:
         """Height and width of its pictures in pixels."""
         return self.card.get("size", 64)
 
+    @property
+    def aspect(self) -> float:
+        """Width over height at which its pictures are to be shown: cars at 4:3, others as their card says."""
+        return ratio(self.card.get("aspect"))
+
     def __call__(
         self, seeds: Sequence[int], condition: str | None = None, prompt: str | Sequence[str] | None = None, **options
     ) -> Tensor:
@@ -152,11 +175,39 @@ class Pipeline:
     def settled(self, condition: str | None = None, **options) -> Drawing:
         """How it draws with this condition and these options: complete, nothing is left to the card."""
         asked = Drawing(**options)
-        drawing = asked.over(self.drawing)
+        drawing = self._over_advice(asked)
         itself = drawing.guide in (None, "none") and not drawing.skip_layers
         if condition == UNCONDITIONAL and itself and asked.guidance_scale is None:
-            return replace(drawing, guidance_scale=1.0)  # there is no condition to go away from
+            drawing = replace(drawing, guidance_scale=1.0)  # there is no condition to go away from
+        self._refuse_ignored(asked, drawing)
         return drawing
+
+    def _over_advice(self, asked: Drawing) -> Drawing:
+        """The options, and the card's advice where nothing is asked: at most as many steps as there are timesteps."""
+        drawing = asked.over(self.drawing)
+        most = self.denoiser.schedule.num_train_timesteps
+        return drawing if asked.steps is not None else replace(drawing, steps=min(drawing.steps, most))
+
+    def _refuse_ignored(self, asked: Drawing, drawing: Drawing) -> None:
+        """Raise a ValueError for an option of guidance that would change nothing."""
+        if asked.guidance_scale is None and drawing.guidance_scale == 1:
+            for name in ("interval", "guide", "skip_layers", "guide_conditional"):
+                if getattr(asked, name) not in (None, "none", (), []):
+                    raise ValueError(f"{name} belongs to guidance: give guidance_scale, too, such as 2")
+        if asked.guide_conditional is not None and drawing.guide in (None, "none") and not drawing.skip_layers:
+            raise ValueError("guide_conditional is about another network's guess: give guide or skip_layers, too")
+        visited = self._visited(drawing)
+        if asked.interval is not None:
+            if not any(asked.interval[0] <= t <= asked.interval[1] for t in visited):
+                raise ValueError(
+                    f"interval {asked.interval[0]} {asked.interval[1]} holds none of the timesteps that are visited, "
+                    f"{visited[0]} … {visited[-1]}: nothing would be guided"
+                )
+
+    def _visited(self, drawing: Drawing) -> list[int]:
+        """The timesteps of a walk."""
+        spacing = drawing.timestep_spacing or "trailing"
+        return timesteps(self.denoiser.schedule.num_train_timesteps, drawing.steps, spacing)
 
     def enlarge(self, images: Tensor, seeds: Sequence[int], noise_level: int = 100, **options) -> Tensor:
         """The last stage of a cascade: pictures drawn anew, larger, by a network for super-resolution.
@@ -178,13 +229,14 @@ class Pipeline:
         if other := options.keys() - {*WALK}:
             raise ValueError(f"enlarging takes {', '.join(WALK)}, not {', '.join(sorted(other))}")
         self.check_enlarging(noise_level)
-        if len(images) != len(seeds):
-            raise ValueError(f"{len(seeds)} seeds for {len(images)} pictures: give one each")
-        small = to_float(images) if images.dtype == torch.uint8 else images.float()
+        seeds = checked_seeds(seeds)
+        small = as_float(images)
+        if len(small) != len(seeds):
+            raise ValueError(f"{len(seeds)} seeds for {len(small)} pictures: give one each")
         noise = Noise([stream(seed, 2) for seed in seeds], small.shape[1:])()  # another stream than the pictures' own
         cond = low_resolution_cond(small, self.denoiser.schedule, torch.full((len(small),), noise_level), noise)
         shape = (3, *(self.denoiser.net.scale * side for side in small.shape[2:]))
-        how = self._sampling(Drawing(**options).over(self.drawing), shape)
+        how = self._sampling(self._over_advice(Drawing(**options)), shape)
         return self._draw(seeds, Guided(self.denoiser, cond.to(self.device)), how)
 
     def check_enlarging(self, noise_level: int) -> None:
@@ -196,6 +248,7 @@ class Pipeline:
             raise ValueError(f"noise_level must lie in [0, {net.max_noise - 1}], not {noise_level}")
 
     def _draw(self, seeds: Sequence[int], denoiser: Denoiser | Guided, how: dict) -> Tensor:
+        seeds = checked_seeds(seeds)
         drawn, autoencoder = [], self.denoiser.autoencoder
         for i in tqdm(range(0, len(seeds), BATCH), desc="drawing", leave=False, disable=len(seeds) <= BATCH):
             which = slice(i, i + BATCH)
@@ -210,18 +263,34 @@ class Pipeline:
         """The denoiser for these pictures, and the arguments for `sampling.trajectory`."""
         if isinstance(self.denoiser.net, Autoencoder | SuperResolution):
             raise ValueError(f"{self.name} cannot draw from nothing: an autoencoder, or a network that enlarges")
-        if not len(seeds):
-            raise ValueError("give at least one seed: one picture is drawn per seed")
+        seeds = checked_seeds(seeds)
         cond, guide, drawing = self._cond(seeds, condition, prompt), None, self.settled(condition, **options)
         if drawing.skip_layers:
             guide = skip_layers(self.denoiser, drawing.skip_layers)
         elif drawing.guide not in (None, "none"):
-            guide = pretrained.load(drawing.guide, self.device)
+            guide = self._guide(drawing, cond is not None)
         how, scale, shift = self._sampling(drawing), drawing.guidance_scale, drawing.time_shift
         if cond is None and guide is None and scale == 1 and not shift:
             return self.denoiser, how
         cond = None if cond is None else cond.to(self.device)
         return Guided(self.denoiser, cond, guide, scale, drawing.interval, shift, drawing.guide_conditional), how
+
+    def _guide(self, drawing: Drawing, conditional: bool) -> Denoiser:
+        """The weaker network, which must draw what this one draws."""
+        guide = load(drawing.guide, self.device)
+        if isinstance(guide.denoiser.net, Autoencoder | SuperResolution) or guide.size != self.size:
+            raise ValueError(f"the guide {guide.name} draws no pictures of {self.size}×{self.size}: choose another")
+        if conditional and drawing.guide_conditional and guide._known != self._known:
+            raise ValueError(
+                f"the guide {guide.name} takes other conditions than {self.name}: choose another, "
+                "or set guide_conditional to False"
+            )
+        return guide.denoiser
+
+    @property
+    def _known(self) -> list[str]:
+        """The conditions, or the words, that the network knows, in their order."""
+        return list(self.card.get("conditions") or self.card.get("network", {}).get("words") or ())
 
     def _cond(self, seeds: Sequence[int], condition: str | None, prompt: str | Sequence[str] | None) -> Tensor | None:
         """The pictures' conditions as the network takes them, or None."""
@@ -238,6 +307,7 @@ class Pipeline:
             return conditions(shares, seeds, condition)
         if prompt is None:
             prompt = [prompts[i] for i in chosen_by_seed([1.0] * len(prompts), seeds).tolist()]
+        check_kind("prompt", prompt, str | Sequence[str])
         texts = [prompt] if isinstance(prompt, str) else list(prompt)
         if len(texts) not in (1, len(seeds)):
             raise ValueError(f"{len(texts)} prompts for {len(seeds)} pictures: give one for all, or one each")
@@ -260,8 +330,12 @@ def load(weights: str, device: torch.device | str = "cpu") -> Pipeline:
         weights: one of `pretrained.names()`, or the path of a .safetensors file with its card beside it.
 
     Raises:
-        FileNotFoundError: no such weights; lists those that ship.
+        FileNotFoundError: no such weights; names those that are most like it.
         ValueError: weights or card are damaged.
     """
     card = pretrained.card(weights)
-    return Pipeline(pretrained.load(weights, device, card), card, Drawing.from_card(card), str(weights), device)
+    try:
+        advice = Drawing.from_card(card)
+    except ValueError as error:
+        raise ValueError(f"the model card of {weights} advises a drawing that does not exist: {error}") from None
+    return Pipeline(pretrained.load(weights, device, card), card, advice, str(weights), device)

@@ -25,6 +25,7 @@ from typing import Literal, get_args
 
 from torch import Tensor, nn
 
+from diffusion_utils.checks import suggestions
 from diffusion_utils.schedule import Schedule
 
 PredictionType = Literal["epsilon", "sample", "v_prediction", "edm"]
@@ -45,7 +46,7 @@ def target(
     Raises:
         ValueError: unknown prediction type.
     """
-    _check(prediction_type)
+    check_prediction_type(prediction_type)
     if prediction_type == "epsilon":
         return noise
     if prediction_type == "sample":
@@ -57,7 +58,7 @@ def target(
 
 def network_input(prediction_type: str, x_t: Tensor, alpha: Tensor, sigma: Tensor, sigma_data: float = 0.5) -> Tensor:
     """What the network gets as its input: x_t, but for "edm" x_t/n, which has variance 1 at every noise level."""
-    _check(prediction_type)
+    check_prediction_type(prediction_type)
     return x_t / _norm(alpha, sigma, sigma_data) if prediction_type == "edm" else x_t
 
 
@@ -68,7 +69,7 @@ def to_sample(
 
     For "epsilon" alpha must not be 0: where no signal is left, ε says nothing about the picture.
     """
-    _check(prediction_type)
+    check_prediction_type(prediction_type)
     if prediction_type == "epsilon":
         return (x_t - sigma * output) / alpha
     if prediction_type == "sample":
@@ -86,7 +87,7 @@ def to_epsilon(
 
     For "sample" sigma must not be 0: where there is no noise, x₀ says nothing about it.
     """
-    _check(prediction_type)
+    check_prediction_type(prediction_type)
     if prediction_type == "epsilon":
         return output
     if prediction_type == "sample":
@@ -101,7 +102,7 @@ def convert(
     output: Tensor, from_type: str, to_type: str, x_t: Tensor, alpha: Tensor, sigma: Tensor, sigma_data: float = 0.5
 ) -> Tensor:
     """The same prediction, expressed as another type (any of the four to any other)."""
-    _check(to_type)
+    check_prediction_type(to_type)
     if from_type == to_type:  # no detour through x₀ and ε, which would divide by α or σ for nothing
         return output
     x0 = to_sample(from_type, output, x_t, alpha, sigma, sigma_data)
@@ -131,7 +132,7 @@ def min_snr_weight(
         sigma_data: d, for "edm".
         floor: in [0, γ]; above 0 the weight of ε has no limit where SNR is 0.
     """
-    _check(prediction_type)
+    check_prediction_type(prediction_type)
     if gamma <= 0:
         raise ValueError(f"gamma must be greater than 0, not {gamma}")
     if not 0 <= floor <= gamma:
@@ -171,7 +172,7 @@ class Denoiser:
     autoencoder: nn.Module | None = None
 
     def __post_init__(self):
-        _check(self.prediction_type)
+        check_prediction_type(self.prediction_type)
         if self.prediction_type == "epsilon" and float(self.schedule.alphas_cumprod[-1]) == 0:
             raise ValueError(
                 "epsilon prediction cannot work with a zero-terminal-SNR schedule: at the last "
@@ -180,6 +181,8 @@ class Denoiser:
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         """x̂₀ (N, C, H, W); cond (N, *net.cond_shape), for networks that take a condition."""
+        if cond is not None:
+            self._check_cond(cond, len(x_t))
         return self.predict(x_t, t, *self.schedule.alpha_sigma(t, like=x_t), cond)
 
     def predict(self, x_t: Tensor, t: Tensor, alpha: Tensor, sigma: Tensor, cond: Tensor | None = None) -> Tensor:
@@ -204,10 +207,32 @@ class Denoiser:
         error = error.square().mean(dim=(1, 2, 3))
         return error.mean() if weight is None else (error * weight).mean()
 
+    def _check_cond(self, cond: Tensor, count: int) -> None:
+        """Raise a ValueError for conditions that the network does not take, or words that it does not know."""
+        shape, tokenizer = getattr(self.net, "cond_shape", None), getattr(self.net, "tokenizer", None)
+        if shape is None:
+            return
+        if not isinstance(cond, Tensor) or tuple(cond.shape) != (count, *shape):
+            found = tuple(cond.shape) if isinstance(cond, Tensor) else type(cond).__name__
+            raise ValueError(f"the network takes a cond of shape {(count, *shape)}, not {found}")
+        if cond.is_floating_point() == (tokenizer is not None):
+            raise ValueError(
+                f"the network takes {'words as int64' if tokenizer else 'conditions as floats'}, not {cond.dtype}"
+            )
+        # On a GPU the check would make the host wait for the device; looking them up still fails there.
+        if tokenizer and cond.device.type == "cpu" and not 0 <= cond.min() <= cond.max() <= len(tokenizer.words):
+            raise ValueError(f"words are numbers in [0, {len(tokenizer.words)}]: make them with tokenizer.encode")
+
     def _output(self, x_t: Tensor, t: Tensor, alpha: Tensor, sigma: Tensor, cond: Tensor | None) -> Tensor:
         """What the network answers, by its prediction type."""
         x = network_input(self.prediction_type, x_t, alpha, sigma, self.sigma_data)
-        return self.net(x, t) if cond is None else self.net(x, t, cond)
+        answer = self.net(x, t) if cond is None else self.net(x, t, cond)
+        if answer.shape[1:] != x_t.shape[1:]:
+            raise ValueError(
+                f"the network answers {tuple(answer.shape[1:])} to pictures of {tuple(x_t.shape[1:])}: "
+                "it must answer as many numbers as it reads"
+            )
+        return answer
 
 
 def _norm(alpha: Tensor, sigma: Tensor, sigma_data: float) -> Tensor:
@@ -215,6 +240,8 @@ def _norm(alpha: Tensor, sigma: Tensor, sigma_data: float) -> Tensor:
     return (alpha**2 * sigma_data**2 + sigma**2).sqrt()
 
 
-def _check(prediction_type: str) -> None:
+def check_prediction_type(prediction_type: str) -> None:
+    """Raise a ValueError for a prediction type that there is not."""
     if prediction_type not in PREDICTION_TYPES:
-        raise ValueError(f"unknown prediction_type {prediction_type!r}: choose one of {', '.join(PREDICTION_TYPES)}")
+        known = suggestions(prediction_type, PREDICTION_TYPES)
+        raise ValueError(f"unknown prediction_type {prediction_type!r}: choose one of {known}")

@@ -12,21 +12,40 @@ import os
 import platform
 import shutil
 import struct
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialized
 
 from diffusion_utils import networks
+from diffusion_utils.checks import check_device, check_kind, suggestions
 from diffusion_utils.files import write_atomically, write_json
 from diffusion_utils.networks import Autoencoder
-from diffusion_utils.prediction import Denoiser
-from diffusion_utils.schedule import make_schedule
+from diffusion_utils.prediction import Denoiser, PredictionType
+from diffusion_utils.schedule import ScheduleName, make_schedule
 
 FOLDER = Path(__file__).parent / "weights"
 NEEDED = ("network", "prediction_type", "schedule", "num_train_timesteps", "zero_terminal_snr")
+
+# What the entries of a card are that the package reads.
+KINDS = {
+    "network": dict,
+    "prediction_type": PredictionType,
+    "schedule": ScheduleName,
+    "num_train_timesteps": int,
+    "zero_terminal_snr": bool,
+    "sigma_data": float | None,
+    "size": int,
+    "conditions": dict,
+    "prompts": Sequence[str],
+    "drawing": dict,
+    "autoencoder": str | None,
+    "config": dict,
+}
 
 
 def names() -> list[str]:
@@ -38,7 +57,7 @@ def card(name: str | Path) -> dict:
     """The model card of shipped or own weights (see `load` for the name).
 
     Raises:
-        FileNotFoundError: no such weights; lists those that ship.
+        FileNotFoundError: no such weights; names those that are most like it.
         ValueError: the card is missing or damaged.
     """
     path = _find(name).with_suffix(".json")
@@ -47,9 +66,11 @@ def card(name: str | Path) -> dict:
         if not isinstance(contents, dict):
             raise TypeError("it holds no entries")
         missing = _missing(contents)
+        if not missing:
+            _check_entries(contents)
     except FileNotFoundError:
         raise ValueError(f"{path} is missing: weights need the model card they were saved with") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a model card: {error}") from None
     if missing:
         raise ValueError(f"{path} is not a model card: it lacks {', '.join(missing)}")
@@ -64,16 +85,29 @@ def load(name: str | Path, device: torch.device | str = "cpu", contents: dict | 
         contents: its card, where it has been read already.
 
     Raises:
-        FileNotFoundError: no such weights; lists those that ship.
-        ValueError: the file is truncated, not safetensors, or does not fit the network on its card.
+        FileNotFoundError: no such weights; names those that are most like it.
+        ValueError: the file is truncated, not safetensors, does not fit the network on its card, or holds
+            numbers that are not finite.
     """
+    check_device(device)
     path, contents = _find(name), card(name) if contents is None else contents
-    network = networks.build(**contents["network"])
+    try:
+        network = networks.build(**contents["network"])
+        schedule = make_schedule(contents["schedule"], contents["num_train_timesteps"], contents["zero_terminal_snr"])
+        denoiser = Denoiser(network, schedule, contents["prediction_type"], contents.get("sigma_data", 0.5))
+        _check_conditions(contents, network)
+    except ValueError as error:
+        raise ValueError(f"{path.with_suffix('.json')} does not describe weights: {error}") from None
+    try:
+        path.open("rb").close()  # what is wrong with reading it is no damage
+    except OSError as error:
+        raise OSError(f"{path} cannot be read: {error.strerror}") from None
     try:
         with safe_open(path, framework="pt") as file:
             weights = {key: file.get_tensor(key).float() for key in file.keys()}
     except (SafetensorError, OSError, struct.error) as error:
         raise ValueError(f"{path} is damaged or not a safetensors file ({error}): download or train it again") from None
+    _check_finite(weights, path)
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:  # its first line only says that something is wrong
@@ -82,14 +116,19 @@ def load(name: str | Path, device: torch.device | str = "cpu", contents: dict | 
             f"{path} holds weights of another network than its card says ({found}): use the card's own file"
         ) from None
     network.eval().requires_grad_(False).to(device)
-    schedule = make_schedule(contents["schedule"], contents["num_train_timesteps"], contents["zero_terminal_snr"])
     autoencoder, whose = None, autoencoder_of(name, contents)
     if whose is not None:
         try:
             autoencoder = load_autoencoder(whose, device)
         except FileNotFoundError:
             raise ValueError(f"{path} draws latents of {whose}, which is missing: it must be kept with them") from None
-    return Denoiser(network, schedule, contents["prediction_type"], contents.get("sigma_data", 0.5), autoencoder)
+    size = contents.get("size", 64) // (1 if autoencoder is None else autoencoder.stride)
+    if size % getattr(network, "stride", 1):
+        raise ValueError(
+            f"{path.with_suffix('.json')}: size {contents.get('size', 64)} does not fit the network, whose stride is "
+            f"{network.stride}: use the weights' own card"
+        )
+    return replace(denoiser, autoencoder=autoencoder)
 
 
 def autoencoder_of(name: str | Path, contents: dict | None = None) -> str | None:
@@ -128,24 +167,62 @@ def save(path: str | Path, denoiser: Denoiser, contents: dict, dtype: torch.dtyp
         contents: the card's contents; must hold what `load` needs (network, prediction_type, schedule,
             num_train_timesteps, zero_terminal_snr; for "edm" sigma_data).  The number of parameters
             is added, and an autoencoder's path is written as seen from the card.
+
+    Raises:
+        ValueError: the card lacks something; or weights that are not finite, or not in this precision.
     """
     path = Path(path)
     missing = _missing(contents)
     if path.suffix != ".safetensors" or missing:
         raise ValueError(f"the card lacks {', '.join(missing)}" if missing else f"{path} must end in .safetensors")
     weights = {key: value.detach().to("cpu", dtype).contiguous() for key, value in denoiser.net.state_dict().items()}
+    _check_finite(weights, path)
     contents = {"parameters": networks.count_parameters(denoiser.net), **contents}
     encoder = contents.get("autoencoder")
     if encoder is not None and encoder not in names():
         contents["autoencoder"] = Path(os.path.relpath(encoder, path.parent)).as_posix()
-    write_atomically(path, lambda temporary: save_file(weights, temporary))
+    # When safetensors itself writes the file, a full disk comes back as some SafetensorError.
+    write_atomically(path, lambda temporary: temporary.write_bytes(serialized(weights)))
     write_json(path.with_suffix(".json"), contents)
+
+
+def _check_finite(weights: dict[str, torch.Tensor], path: Path) -> None:
+    """Raise a ValueError for weights that could only draw black."""
+    bad = next((name for name, value in weights.items() if not value.isfinite().all()), None)
+    if bad:
+        raise ValueError(
+            f"{path}: the weights hold numbers that are not finite, in {bad}: download or train them again"
+        )
+
+
+def _check_entries(contents: dict) -> None:
+    """Raise a ValueError for an entry of a card that is not of its kind, or out of its range."""
+    for name, hint in KINDS.items():
+        if name in contents:
+            check_kind(name, contents[name], hint)
+    for name in ("num_train_timesteps", "size", "sigma_data"):
+        if contents.get(name) is not None and not contents[name] > 0:
+            raise ValueError(f"{name} must be greater than 0, not {contents[name]}")
+    check_kind("network", contents["network"].get("name"), str)
+    shares = [*contents.get("conditions", {"any": 1}).values()]
+    check_kind("conditions", shares, Sequence[float])
+    if min(shares, default=-1) < 0 or not sum(shares) > 0 or not contents.get("prompts", ["any"]):
+        raise ValueError("conditions must be shares of the pictures, and prompts at least one text")
+
+
+def _check_conditions(contents: dict, network: torch.nn.Module) -> None:
+    """Raise a ValueError for conditions that the network cannot take."""
+    known = contents.get("conditions")
+    if known is not None and network.cond_shape != (len(known),):
+        raise ValueError(f"its network takes conditions of shape {network.cond_shape}, not {len(known)} conditions")
+    if "prompts" in contents and not isinstance(network, networks.TextToImage):
+        raise ValueError("its network takes no prompts")
 
 
 def _missing(contents: dict) -> list[str]:
     """What a card lacks of what `load` needs."""
     needed = (*NEEDED, "sigma_data") if contents.get("prediction_type") == "edm" else NEEDED
-    return [key for key in needed if key not in contents]
+    return [key for key in needed if contents.get(key) is None]
 
 
 def machine() -> dict:
@@ -169,7 +246,10 @@ def _find(name: str | Path) -> Path:
     path = Path(name)
     if path.is_file():
         return path
+    inside = path / "weights.safetensors"
+    if inside.is_file():
+        raise IsADirectoryError(f"{name} is a folder: give the weights in it, {inside}")
+    shipped = suggestions(name, names()) if names() else "(none shipped)"
     raise FileNotFoundError(
-        f"no weights named {str(name)!r}: give one of {', '.join(names()) or '(none shipped)'}, "
-        "or the path of a .safetensors file"
+        f"no weights named {str(name)!r}: give one of {shipped}, or the path of a .safetensors file"
     )

@@ -12,16 +12,19 @@ comes from one generator per picture, so picture i is the same in a batch of 1 o
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from numbers import Integral
+from operator import index
 from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
+from diffusion_utils.checks import suggestions
 from diffusion_utils.schedule import Schedule
 
 SamplerName = Literal["ddpm", "ddim", "dpm_solver_pp", "consistency"]
 TimestepSpacing = Literal["trailing", "leading", "linspace"]
 SPACINGS = get_args(TimestepSpacing)
+LARGEST_SEED = 2**63 - 1
 Predictor = Callable[[Tensor, Tensor], Tensor]  # (x_t, t) to x̂₀
 Fresh = Callable[[], Tensor]  # fresh noise each time
 
@@ -47,7 +50,8 @@ def timesteps(num_train_timesteps: int, steps: int, timestep_spacing: str = "tra
         ValueError: unknown timestep_spacing, or `steps` outside [1, T].
     """
     if timestep_spacing not in SPACINGS:
-        raise ValueError(f"unknown timestep_spacing {timestep_spacing!r}: choose one of {', '.join(SPACINGS)}")
+        known = suggestions(timestep_spacing, SPACINGS)
+        raise ValueError(f"unknown timestep_spacing {timestep_spacing!r}: choose one of {known}")
     if not isinstance(steps, Integral) or not 1 <= steps <= num_train_timesteps:
         raise ValueError(f"steps must be a whole number in [1, {num_train_timesteps}], not {steps}")
     T = num_train_timesteps
@@ -60,27 +64,50 @@ def timesteps(num_train_timesteps: int, steps: int, timestep_spacing: str = "tra
     return [round((T - 1) * (1 - i / (steps - 1))) for i in range(steps)]
 
 
-def stream(seed: int, number: int) -> int:
-    """The seed of one of many independent generators that belong to a seed of a run or of a picture.
+def fold(seed: int) -> int:
+    """A seed as the 32 bits that torch's CPU generator reads: it ignores all above them, so that 0 and 2**32 would
+    draw one picture.  Here seeds below 2**32 stay as they are, and what is above them moves the rest far away."""
+    return (int(seed) + (int(seed) >> 32) * 0x9E3779B1) % 2**32
 
-    torch's CPU generator reads only the lower 32 bits of a seed, so the seed cannot stand in the upper ones.
+
+def stream(seed: int, number: int) -> int:
+    """The seed of one of many independent generators that belong to a seed of a run or of a picture."""
+    return (fold(seed) * 0x9E3779B1 + number) % 2**32
+
+
+def generator(seed: int) -> torch.Generator:
+    """A generator on the CPU for a whole number in [0, 2**63 - 1]; raises a ValueError for anything else."""
+    return torch.Generator().manual_seed(fold(*checked_seeds([seed])))
+
+
+def checked_seeds(seeds: Sequence[int]) -> list[int]:
+    """The seeds as a list.
+
+    Raises:
+        ValueError: no list, an empty one, or something in it that is no whole number in [0, 2**63 - 1].
     """
-    return (int(seed) * 0x9E3779B1 + number) % 2**32
+    try:
+        numbers = [index(seed) for seed in seeds]
+    except TypeError:
+        raise ValueError(f"seeds must be a list of whole numbers, such as range(4), not {seeds!r}") from None
+    if not numbers:
+        raise ValueError("give at least one seed: one picture is drawn per seed")
+    if wrong := [seed for seed in numbers if not 0 <= seed <= LARGEST_SEED]:
+        raise ValueError(f"seed must lie in [0, {LARGEST_SEED}], not {wrong[0]}")
+    return numbers
 
 
 class Noise:
     """Standard normal noise, one independent stream per picture.
 
     Args:
-        seeds: one whole number per picture; picture i depends on seeds[i] alone.
+        seeds: one whole number in [0, 2**63 - 1] per picture; picture i depends on seeds[i] alone.
         shape: of one picture, (C, H, W).
         device, dtype: of the result; drawn on the CPU, so that a GPU draws the same picture.
     """
 
     def __init__(self, seeds: Sequence[int], shape: Sequence[int], device="cpu", dtype=torch.float32):
-        if not len(seeds):
-            raise ValueError("give at least one seed: one picture is drawn per seed")
-        self.generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+        self.generators = [generator(seed) for seed in checked_seeds(seeds)]
         self.shape, self.device, self.dtype = tuple(shape), device, dtype
 
     def __call__(self) -> Tensor:
@@ -223,7 +250,7 @@ def trajectory(
         sampler: "ddpm", "ddim", "dpm_solver_pp" or "consistency";  options (eta, clip_sample, …) go to it.
     """
     if sampler not in SAMPLERS:
-        raise ValueError(f"unknown sampler {sampler!r}: choose one of {', '.join(SAMPLERS)}")
+        raise ValueError(f"unknown sampler {sampler!r}: choose one of {suggestions(sampler, SAMPLERS)}")
     noise = Noise(seeds, shape, device)
     yield from SAMPLERS[sampler](denoiser, denoiser.schedule, noise(), noise, steps=steps, **options)
 
@@ -243,6 +270,10 @@ def _walk(
 
         def guess(x: Tensor, t: int = t) -> Tensor:
             x0 = predict(x, torch.full((len(x),), t, device=x.device))
+            if not x0.isfinite().all():  # before they are clipped and pass for black or white
+                raise FloatingPointError(
+                    f"the guess at timestep {t} is not finite: the weights are damaged, or guidance is too strong"
+                )
             return x0.clamp(-1, 1) if clip_sample else x0
 
         # Kept in float64 numbers: products of small α and σ lose digits in float32.

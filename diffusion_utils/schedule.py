@@ -17,6 +17,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from diffusion_utils.checks import suggestions
+
 ScheduleName = Literal["linear", "cosine"]
 SCHEDULES = get_args(ScheduleName)
 
@@ -64,6 +66,9 @@ class Schedule:
         Returns:
             Two tensors of shape (N, 1, ..., 1), or (1, ..., 1) for an integer t.
         """
+        if not isinstance(like, Tensor) or not like.is_floating_point():
+            kind = getattr(like, "dtype", type(like).__name__)
+            raise ValueError(f"expected a tensor of float pictures in [-1, 1], not {kind}: see data.to_float")
         t = torch.as_tensor(t).reshape(-1)
         if len(t) not in (1, len(like)):
             raise ValueError(f"{len(t)} timesteps for {len(like)} pictures: give one each, or one for all")
@@ -162,7 +167,7 @@ def make_schedule(name: str = "cosine", num_train_timesteps: int = 1000, zero_te
         ValueError: unknown name, or fewer than one timestep.
     """
     if name not in SCHEDULES:
-        raise ValueError(f"unknown schedule {name!r}: choose one of {', '.join(SCHEDULES)}")
+        raise ValueError(f"unknown schedule {name!r}: choose one of {suggestions(name, SCHEDULES)}")
     schedule = {"linear": linear, "cosine": cosine}[name](num_train_timesteps)
     return schedule.rescale_zero_terminal_snr() if zero_terminal_snr else schedule
 

@@ -32,7 +32,9 @@ function twister(seed) {
  * last eight (Box & Muller 1958). count: a multiple of 16.
  */
 export function randn(count, seed) {
-  const next = twister(seed >>> 0);
+  // Larger ones are folded in sampling.py, by arithmetic that the page has not.
+  if (!(Number.isInteger(seed) && seed >= 0 && seed < 2 ** 32)) throw new RangeError(`no seed below 2 ** 32: ${seed}`);
+  const next = twister(seed);
   const numbers = Float32Array.from({ length: count }, () => (next() & 0xffffff) / 2 ** 24);
   for (let block = 0; block < count; block += 16) {
     for (let i = block; i < block + 8; i++) {

@@ -108,3 +108,32 @@ def tiny_weights(tiny_denoiser):
         return Path(path)
 
     return save
+
+
+@pytest.fixture
+def as_nobody(tmp_path):
+    """Function: (act) to the error that an ordinary user meets who may do everything in `tmp_path`, as "Kind: text";
+    None: there is none."""
+    if not hasattr(os, "fork"):
+        pytest.skip("needs os.fork")
+
+    def run(act) -> str | None:
+        for folder in (tmp_path, *tmp_path.parents[:2]):  # pytest keeps its folders to itself
+            folder.chmod(0o777)
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                if os.getuid() == 0:
+                    os.setgroups([]), os.setgid(65534), os.setuid(65534)
+                act()
+            except Exception as error:
+                os.write(writing, f"{type(error).__name__}: {error}".encode())
+            finally:
+                os._exit(0)
+        os.close(writing)
+        os.waitpid(child, 0)
+        with open(reading, encoding="utf-8") as said:
+            return said.read() or None
+
+    return run

@@ -29,7 +29,7 @@ def test_the_first_cell_fetches_the_project_from_where_it_lives(path):
     first = code(path)[0]
     assert f'"{REPOSITORY}"' in first
     # One and the same cell everywhere, but for the advice which runtime to choose.
-    advice = r'print\(".*"\)$'
+    advice = r'print\(".*"\)'
     assert re.sub(advice, "", first) == re.sub(advice, "", code(NOTEBOOKS[0])[0])
     assert ("GPU (Runtime → Change runtime type" in first) == (path.stem == "03_training_on_stanford_cars")
     assert f"[Run it in Colab]({COLAB}/blob/main/notebooks/{path.name})" in path.read_text()
@@ -38,9 +38,17 @@ def test_the_first_cell_fetches_the_project_from_where_it_lives(path):
 @EVERY
 def test_anywhere_else_the_first_cell_does_nothing(path, capsys, monkeypatch):
     monkeypatch.setattr(subprocess, "run", lambda *arguments, **options: pytest.fail(f"it ran {arguments}"))
-    before = os.getcwd()
+    monkeypatch.chdir(path.parent)
     exec(code(path)[0], {})
-    assert os.getcwd() == before and capsys.readouterr().out == ""
+    assert Path.cwd() == path.parent and capsys.readouterr().out == ""
+
+
+@EVERY
+def test_a_notebook_opened_from_another_folder_finds_its_files(path, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    exec(code(path)[0], {})
+    for name in re.findall(r'"(\.\./[^"]+)"', "\n".join(code(path))):
+        assert Path(name).exists(), name
 
 
 def test_the_readme_has_the_same_links():

@@ -3,13 +3,14 @@
 import inspect
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,12 @@ from diffusion_utils import networks, pretrained
 from diffusion_utils.commands import COMMANDS, main, parse
 from diffusion_utils.commands.train import prepare
 from diffusion_utils.data import sets, stanford_cars, to_float, toy_cars
+from diffusion_utils.data.pictures import is_held_out
 from diffusion_utils.networks import presets
+from diffusion_utils.pipeline import Pipeline
 from diffusion_utils.prediction import Denoiser
 from diffusion_utils.training import TrainConfig, load_checkpoint, read_log
+from diffusion_utils.training.batches import make_batch
 
 ROOT = Path(__file__).parent.parent
 TINY = {"name": "resnet", "channels": [8, 8], "stem": 2, "embedding_dim": 8}
@@ -72,20 +76,22 @@ def train(*arguments):
 
 
 def files(folder):
-    return sorted(p.name for p in folder.iterdir())
+    return sorted(p.name for p in folder.iterdir() if p.name != ".lock")
 
 
 @pytest.fixture
 def error(capsys):
     """Function: (*arguments) to what `python -m diffusion_utils …` exits with, and the one line it says."""
 
-    def failing(*arguments):
+    def failing(*arguments, bar=False):
+        """bar: training shows its progress before."""
         capsys.readouterr()
         try:
             code = main([str(a) for a in arguments])
         except SystemExit as stop:
             code = stop.code
         written, said = capsys.readouterr()
+        said = said[said.rindex("error: ") :] if bar else said
         assert written == "" and said.startswith("error: ") and said.endswith("\n") and said.count("\n") == 1, said
         return code, said[:-1]
 
@@ -153,6 +159,47 @@ def test_resume_goes_on_with_the_settings_of_the_run(tmp_path, few_toys, capsys)
     assert json.loads((tmp_path / "run.json").read_text())["config"]["steps"] == 8
 
 
+def test_a_run_that_died_before_its_first_record_goes_on_from_what_its_folder_says(tmp_path, few_toys, monkeypatch):
+    own = ["--size", 16, "--steps", 4, "--learning-rate", 2e-3, "--prediction-type", "edm", *COMMON]
+
+    def dies(*_):  # as by kill -9, in the first step
+        raise SystemExit(9)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(Denoiser, "loss", dies)
+        train("--out", tmp_path, *own)
+    assert files(tmp_path) == ["log.jsonl", "run.json"]
+    train("--out", tmp_path, "--resume")
+    about = pretrained.card(tmp_path / "weights.safetensors")
+    assert about["steps"] == 4 and about["config"]["learning_rate"] == 2e-3 and about["network"] == TINY
+
+
+def test_a_run_goes_on_with_its_own_pictures_wherever_they_are(tmp_path, folder, monkeypatch, error):
+    monkeypatch.chdir(tmp_path)
+    train("--data", "pictures", "--out", "run", "--steps", 2, "--size", 8, *COMMON)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    train("--out", "../run", "--resume", "--steps", 4)
+
+    new = folder.rename(tmp_path / "moved")
+    (tmp_path / "run").rename(tmp_path / "too")
+    resume = ["train", "--out", tmp_path / "too", "--resume", "--steps", 6]
+    before = {p.name: p.read_bytes() for p in (tmp_path / "too").iterdir()}
+    code, said = error(*resume)
+    assert code == 1 and f"{folder} is not a folder" in said and said.endswith("say with --data where they are now")
+    other = new / "00.png"
+    kept = other.read_bytes()
+    Image.new("RGB", (16, 12), "white").save(other)  # one picture of forty
+    for data in ("../moved", new):
+        code, said = error(*resume, "--data", data)
+        assert code == 1 and f"too was begun with other pictures than those in {tmp_path}" in said
+    assert {p.name: p.read_bytes() for p in (tmp_path / "too").iterdir()} == before
+    other.write_bytes(kept)
+    train(*resume[1:], "--data", "../moved")
+    train(*resume[1:-1], 8)  # and it knows the new place
+    assert pretrained.card(tmp_path / "too" / "weights.safetensors")["steps"] == 8
+
+
 def run_and_card(out):
     run, about = json.loads((out / "run.json").read_text()), pretrained.card(out / "weights.safetensors")
     assert about["sigma_data"] == about["config"]["sigma_data"] == run["config"]["sigma_data"]
@@ -160,14 +207,13 @@ def run_and_card(out):
     return about
 
 
-def test_edm_measures_its_pictures_once(tmp_path, folder):
+def test_edm_measures_its_pictures_once(tmp_path, folder, monkeypatch):
     out = tmp_path / "run"
     train("--data", folder, "--out", out, "--steps", 2, "--size", 8, "--prediction-type", "edm", *COMMON)
     measured = to_float(sets.load(str(folder), 8).images).square().mean().sqrt().item()
     about = run_and_card(out)
     assert about["sigma_data"] == pytest.approx(measured, abs=1e-4) != 0.5
-    for file in sorted(folder.iterdir())[:10]:  # other pictures now, of which the run knows nothing
-        Image.new("RGB", (16, 12), "white").save(file)
+    monkeypatch.setitem(prepare.__globals__, "root_mean_square", lambda images: pytest.fail("measured again"))
     train("--out", out, "--resume", "--steps", 4)
     again = run_and_card(out)
     assert again["steps"] == 4 and again["sigma_data"] == about["sigma_data"]
@@ -199,7 +245,7 @@ def test_a_folder_of_own_pictures_keeps_some_out(tmp_path, folder):
     out = tmp_path / "run"
     train("--data", folder, "--out", out, "--images", 16, "--size", 8, *COMMON)
     about = pretrained.card(out / "weights.safetensors")
-    held_out = sum(stanford_cars.is_held_out(f"{i:02d}.png") for i in range(40))
+    held_out = sum(is_held_out(f"{i:02d}.png") for i in range(40))
     assert 1 < held_out < 10
     assert about["data"] == f"own pictures, {40 - held_out} cropped to 8×8" and about["steps"] == 2
     assert "pictures it was trained on" in about["licence"]
@@ -213,8 +259,9 @@ def test_very_few_pictures_are_all_used(tmp_path, folder, count):
     pictures = sets.load(str(folder), 8)
     assert torch.equal(pictures.images, pictures.held_out) and len(pictures.images) == count
     train("--data", folder, "--out", tmp_path / "run", "--steps", 1, "--size", 8, *COMMON)
-    errors = pretrained.card(tmp_path / "run" / "weights.safetensors")
-    assert len(errors["held_out_error_of_x0_as_share_of_variance"]) == (0 if count == 1 else 5)
+    card = pretrained.card(tmp_path / "run" / "weights.safetensors")
+    assert len(card["training_error_of_x0_as_share_of_variance"]) == (0 if count == 1 else 5)
+    assert not any(name.startswith("held_out") for name in card)  # since none are
 
 
 def test_grids_are_drawn_on_the_way(tmp_path, folder):
@@ -230,12 +277,26 @@ def configured(*arguments):
     return prepare(run)
 
 
+@pytest.mark.parametrize("between", [" ", "="])
+def test_a_tilde_means_the_home_folder(tmp_path, monkeypatch, folder, between):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    given = {"out": "~/runs/x", "data": f"~/{folder.name}", "autoencoder": "~/a.safetensors", "start": "~"}
+    words = " ".join(f"--{flag}{between}{path}" for flag, path in given.items()).split()
+    (run,) = parse(["train", *words, "--steps", "1"]).args
+    assert run.out == tmp_path / "runs/x" and run.data == str(folder) and run.start == str(tmp_path)
+    assert run.autoencoder == str(tmp_path / "a.safetensors")
+    words = ["sample", "--weights", "~/w", "--out", "x", "--prompt", "~ a car", "a~/b"]
+    asked = parse(words).keywords
+    assert asked["weights"] == str(tmp_path / "w") and asked["prompt"] == ("~ a car", "a~/b")
+
+
 def test_options_reach_the_configuration(few_toys):
     arguments = (
-        "--out x --minutes 3 --prediction-type v_prediction --schedule linear --batch-size 9 "
+        "--out x --minutes 3 --prediction-type edm --schedule linear --batch-size 9 "
         "--seed 4 --num-train-timesteps 50 --weight-decay 0.5 --decay-fraction 0.1 --ema-decay 0.9 "
         "--min-snr-gamma 5 --snr-floor 0.5 --zero-terminal-snr --checkpoint-every 7 --warmup-steps 3 --sigma-data 0.4 "
-        "--timestep-sampling lognormal --optimizer muon --cond-dropout 0.25 --no-flip --clip-grad-norm 0.5"
+        "--timestep-sampling lognormal --optimizer muon --no-flip --clip-grad-norm 0.5"
     )
     job = configured(*arguments.split())
     run = job.run.to_json()
@@ -244,6 +305,7 @@ def test_options_reach_the_configuration(few_toys):
     assert run == {
         "data": "toy_cars",
         "size": 32,
+        "aspect": None,
         "condition": None,
         "autoencoder": None,
         "start": None,
@@ -254,7 +316,7 @@ def test_options_reach_the_configuration(few_toys):
     expected = {
         "minutes": 3,
         "steps": None,
-        "prediction_type": "v_prediction",
+        "prediction_type": "edm",
         "schedule": "linear",
         "batch_size": 9,
         "seed": 4,
@@ -270,13 +332,58 @@ def test_options_reach_the_configuration(few_toys):
         "sigma_data": 0.4,
         "timestep_sampling": "lognormal",
         "optimizer": "muon",
-        "cond_dropout": 0.25,
         "flip": False,
         "clip_grad_norm": 0.5,
     }
     assert {name: getattr(config, name) for name in expected} == expected
     rest = {name: value for name, value in asdict(TrainConfig()).items() if name not in {*expected, "network"}}
     assert {name: getattr(config, name) for name in rest} == rest  # and nothing else is touched
+
+
+IGNORED = {  # options that would change nothing, and those that they belong to
+    "kl_weight": ("--kl-weight 0.1", "--kl-weight says something only with --objective autoencoder: leave it out"),
+    "sigma_data": ("--sigma-data 0.3", "--sigma-data says something only with --prediction-type edm: leave it out"),
+    "cond_dropout": ("--cond-dropout 0.2", "--cond-dropout says something only with --condition body_type or cl"),
+    "of noise": ("--cond-dropout 0 --condition low_resolution", "--cond-dropout says something only with --condition"),
+    "schedule": ("--objective autoencoder --schedule linear", "--schedule says something only with --objective denois"),
+    "T": ("--objective autoencoder --num-train-timesteps 9", "--num-train-timesteps says something only with --object"),
+    "x": ("--objective autoencoder --prediction-type edm", "--prediction-type says something only with --objective"),
+    "no signal": ("--prediction-type epsilon --zero-terminal-snr", "epsilon prediction cannot learn where no signal"),
+    "no budget": ("", "say when to stop: give steps, images or minutes"),
+    "network": ('--network {"name":"vit"}', "unknown network 'vit'"),
+    "size": ("--size 10", "must be multiples of the network's stride"),
+    "consistency": ("--objective consistency", "give start (--start WEIGHTS)"),
+}
+
+
+@pytest.mark.parametrize("arguments, text", IGNORED.values(), ids=IGNORED)
+def test_what_is_wrong_with_the_options_is_said_before_the_work(tmp_path, error, monkeypatch, arguments, text):
+    monkeypatch.setattr(sets, "load", lambda *_: pytest.fail("loaded the pictures"))
+    budget = ["--steps", 1] if arguments else []
+    code, said = error("train", "--out", tmp_path / "run", *budget, *arguments.split())
+    assert code in (1, 2) and text in said and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("count", [10, 1])
+def test_a_run_of_few_timesteps_is_drawn_in_as_many(tmp_path, folder, count):
+    own = ["--steps", 2, "--size", 8, "--num-train-timesteps", count]
+    train("--data", folder, "--out", tmp_path / "run", *own, *COMMON)
+    assert {"weights.safetensors", "samples.png"} <= {*files(tmp_path / "run")}
+
+
+@pytest.mark.parametrize("flag, mirrored", [([], True), (["--no-flip"], False)])
+def test_own_pictures_that_are_bright_on_the_left_stay_so_without_mirroring(tmp_path, flag, mirrored):
+    (tmp_path / "pictures").mkdir()
+    picture = np.zeros((12, 16, 3), np.uint8)
+    picture[:, :8] = 255
+    for i in range(40):
+        Image.fromarray(picture).save(tmp_path / "pictures" / f"{i:02d}.png")
+    job = configured(
+        "--data", tmp_path / "pictures", "--out", tmp_path / "x", "--size", 8, "--steps", 1, *flag, *COMMON
+    )
+    x0 = make_batch(job.images, 0, replace(job.run.config, batch_size=64))[0]
+    bright_on_the_right = (x0[..., 4:].mean((1, 2, 3)) > x0[..., :4].mean((1, 2, 3))).sum().item()
+    assert 16 < bright_on_the_right < 48 if mirrored else bright_on_the_right == 0
 
 
 def test_snapshots_are_kept_every_so_many_pictures_and_can_be_loaded(tmp_path, folder):
@@ -433,6 +540,7 @@ def test_errors_of_training_say_what_is_wrong(tmp_path, folder, monkeypatch, err
 
 
 TRAIN = ["train", "--out", "run", "--steps", 1]
+EXAMPLE = """'{"name": "resnet", "stem": 4}'"""
 UNREADABLE = {
     "command": (["paint"], "paint"),
     "flag": ([*TRAIN, "--colour", "red"], "--colour"),
@@ -441,12 +549,31 @@ UNREADABLE = {
     "prediction": ([*TRAIN, "--prediction-type", "x"], "--prediction-type"),
     "optimizer": ([*TRAIN, "--optimizer", "sgd"], "--optimizer"),
     "schedule": ([*TRAIN, "--schedule", "x"], "--schedule"),
-    "condition": ([*TRAIN, "--condition", "weather"], "--condition"),
-    "JSON": ([*TRAIN, "--network", "{name: resnet}"], "--network"),
+    "condition": (
+        [*TRAIN, "--condition", "weather"],
+        "one of 'None', 'body_type', 'caption', 'class', 'low_resolution'.",
+    ),
+    **{
+        f"network {word}": ([*TRAIN, "--network", word], f"--network takes JSON such as {EXAMPLE}, not {word!r}")
+        for word in ("{name: resnet}", "resnet", "[1]", "3", "null", '"resnet"', "")
+    },
+    "no name": ([*TRAIN, "--network", "{}"], "network needs a name, such as {'name': 'resnet'}, not {}"),
+    **{
+        f"empty {name}": ([*TRAIN, f"--{name}", ""], f"{name} is empty: give a name or a path, or leave --{name} out")
+        for name in ("data", "start", "autoencoder")
+    },
+    "no size": ([*TRAIN, "--size", 0], "size must be at least 8 pixels, not 0"),
+    "no steps": (["train", "--out", "run", "--steps", 0], "steps must be greater than 0, not 0"),
     "sigma_data": ([*TRAIN, "--sigma-data", -1], "sigma_data must be greater than 0, not -1"),
     "floor": ([*TRAIN, "--snr-floor", 1], "give min_snr_gamma, too"),
+    "seed": ([*TRAIN, "--seed", 2**63], "seed must lie in [0, 9223372036854775807], not 9223372036854775808"),
     "small": ([*TRAIN, "--size", 4], "size must be at least 8 pixels, not 4"),
     "sampler": (["sample", "--weights", "toy-cars-resnet", "--out", "a.png", "--sampler", "euler"], "--sampler"),
+    "eta": (["sample", "--weights", "a", "--out", "a.png", "--eta", 2, "--sampler", "ddim"], "in [0, 1], not 2"),
+    "scale": (
+        ["sample", "--weights", "a", "--out", "a.png", "--guidance-scale", "nan"],
+        "--guidance-scale must be a fin",
+    ),
     "no weights": (["sample", "--out", "a.png"], "--weights"),
     "two guides": (["evaluate", "--weights", "a", "--data", "b", "--guide", "c", "--skip-layers", "d"], "choose one"),
     "extractor": (["evaluate", "--weights", "a", "--data", "b", "--extractor", "eye"], "--extractor"),
@@ -458,6 +585,14 @@ def test_a_command_line_that_cannot_be_read_is_refused_in_one_sentence(tmp_path,
     monkeypatch.chdir(tmp_path)
     code, said = error(*arguments)
     assert code == 2 and text in said and not any(mark in said for mark in "│╭╰─\x1b"), said
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("words", [["--out", ""], ["--out="]])
+def test_an_empty_out_is_not_this_folder(tmp_path, monkeypatch, error, words):
+    monkeypatch.chdir(tmp_path)
+    code, said = error("train", "--steps", 1, *words)
+    assert code == 1 and said == "error: --out is empty: give the folder of the run, or . for this one"
     assert not list(tmp_path.iterdir())
 
 
@@ -480,6 +615,31 @@ def test_help_lists_the_flags_and_leaves_with_0(capsys, name):
     assert all(flag in said for flag in FLAGS[name].split()) and "--config." not in said and "--drawing." not in said
 
 
+EACH_WITH_HELP = """
+import runpy, sys
+for arguments in [[], ["paint"], ["sample"], ["sample", "--weights", "größe", "--out", "a.png"]] + [
+    [name, "--help"] for name in "train sample evaluate figures export download".split()
+]:
+    sys.argv[1:] = arguments
+    try:
+        runpy.run_module("diffusion_utils", run_name="__main__", alter_sys=True)
+    except SystemExit as stop:
+        print("code", stop.code)
+"""
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_a_terminal_without_unicode_reads_every_help_and_error(tmp_path, encoding):
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", EACH_WITH_HELP], env=environment, capture_output=True, cwd=tmp_path)
+    said, errors = done.stdout.decode(encoding), done.stderr.decode(encoding)
+    assert done.returncode == 0 and re.findall("code (.)", said) == ["0", "2", "2", "1", *"000000"], errors
+    first, second, third = errors.splitlines()
+    assert first.startswith("error: unknown command 'paint'") and third.startswith("error: no weights named 'gr")
+    assert second.startswith("error: Missing") and "--weights" in second
+    assert all(f"python -m diffusion_utils {name}" in said for name in COMMANDS)
+
+
 def test_help_and_an_unknown_command_list_all_commands(capsys, error):
     for arguments in (["--help"], []):
         with pytest.raises(SystemExit) as left:
@@ -487,7 +647,7 @@ def test_help_and_an_unknown_command_list_all_commands(capsys, error):
         written = capsys.readouterr().out
         assert left.value.code == 0 and set(FLAGS) == set(COMMANDS) and all(name in written for name in FLAGS)
     code, said = error("paint")
-    assert code == 2 and "paint" in said and all(name in said for name in FLAGS)
+    assert code == 2 and "unknown command 'paint': choose one of train, " in said
 
 
 def test_errors_of_a_run_folder_say_what_is_wrong(tmp_path, folder, error):
@@ -501,10 +661,108 @@ def test_errors_of_a_run_folder_say_what_is_wrong(tmp_path, folder, error):
     (out / "checkpoint.pt").write_bytes(before[:1000])
     code, said = error("train", "--out", out, "--resume", "--steps", 4)
     assert code == 1 and said.startswith(f"error: {out}/checkpoint.pt is damaged")
-    for contents in ("", "[]", '{"data": "toy_cars"}', '{"config": {"width": 3}}'):
-        (out / "run.json").write_text(contents)
-        code, said = error("train", "--out", out, "--resume", "--steps", 4)
-        assert code == 1 and f"{out}/run.json does not describe a run of this package" in said
+
+
+RUN = {"data": "toy_cars", "size": 8, "config": {"network": TINY}}
+FOREIGN_RUNS = {  # what run.json may hold, and what is said of it
+    "nothing": (b"", "Expecting value"),
+    "half": (b'{"data": "x', "Unterminated string"),
+    "a list": (b"[]", "its entries are missing"),
+    "empty": (b"{}", "it lacks data, size, config"),
+    "binary": (b"\x80\x00\xff" * 9, "can't decode"),
+    "of another version": (RUN | {"config": {"width": 3}}, "argument 'width'"),
+    "settings": (RUN | {"config": [1]}, "must be a mapping"),
+    "size": (RUN | {"size": "32"}, "size must be a whole number, not '32'"),
+    "data": (RUN | {"data": 5}, "data must be a text, not 5"),
+    "steps": (RUN | {"config": {"network": TINY, "steps": "9"}}, "steps must be a whole number, not '9'"),
+    "before": (RUN | {"before": [1]}, "its entries are missing"),
+}
+
+
+@pytest.mark.parametrize("contents, text", FOREIGN_RUNS.values(), ids=FOREIGN_RUNS)
+def test_a_foreign_run_json_is_named(tmp_path, error, contents, text):
+    path = tmp_path / "run.json"
+    path.write_bytes(contents if isinstance(contents, bytes) else json.dumps(contents).encode())
+    code, said = error("train", "--out", tmp_path, "--resume", "--steps", 4)
+    assert code == 1 and f"{path} does not describe a run of this package (" in said and text in said
+    assert said.endswith(": put it back, or choose another folder") and files(tmp_path) == ["run.json"]
+
+
+def test_an_error_of_the_system_names_the_file(tmp_path, folder, error):
+    (tmp_path / "run" / "log.jsonl").mkdir(parents=True)
+    code, said = error("train", "--data", folder, "--size", 8, "--steps", 1, "--out", tmp_path / "run", *COMMON)
+    assert code == 1 and said == f"error: {tmp_path}/run/log.jsonl: Is a directory"
+
+
+@pytest.mark.parametrize("resume", [[], ["--resume"]])
+def test_weights_whose_run_is_gone_are_not_overwritten(tmp_path, folder, error, resume):
+    (tmp_path / "weights.safetensors").write_text("dear")
+    arguments = ["--data", folder, "--out", tmp_path, "--steps", 2, "--size", 8, *COMMON]
+    code, said = error("train", *arguments, *resume)
+    assert code == 1 and said == (
+        f"error: {tmp_path} holds weights.safetensors, but no run to go on with: choose another folder"
+    )
+    assert (tmp_path / "weights.safetensors").read_text() == "dear"
+
+
+@pytest.mark.parametrize("resume", [[], ["--resume"]])
+def test_a_foreign_log_stops_a_run_before_it_writes(tmp_path, folder, error, resume):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "log.jsonl").write_text("epoch 1\nepoch 2\n")
+    arguments = ["--data", folder, "--out", tmp_path / "run", "--steps", 2, "--size", 8, *COMMON]
+    with pytest.raises(ValueError, match="line 1 of .*log.jsonl is no record of a run: move that file away"):
+        train(*arguments, *resume)
+    assert files(tmp_path / "run") == ["log.jsonl"]
+
+
+@pytest.mark.parametrize("where", ["locked", "locked/deep/run", "file", "file/run"])
+def test_a_folder_that_cannot_be_written_is_refused_before_the_work(tmp_path, as_nobody, monkeypatch, where):
+    monkeypatch.setattr(sets, "load", lambda *_: pytest.fail("loaded the pictures"))
+    (tmp_path / "locked").mkdir(mode=0o555)
+    (tmp_path / "file").write_text("mine")
+    said = as_nobody(lambda: train("--out", tmp_path / where, "--steps", 2))
+    wrong = "nothing can be written in" if "locked" in where else "is a file"
+    assert said.partition(": --out: ")[2] and wrong in said and str(tmp_path / where.split("/")[0]) in said
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["file", "locked"]
+
+
+def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_is_whole(tmp_path, folder, error, monkeypatch):
+    resource = pytest.importorskip("resource")
+    out = tmp_path / "run"
+    arguments = ["train", "--data", folder, "--out", out, "--steps", 2, "--size", 8, *COMMON]
+    resume = ["train", "--out", out, "--resume", "--steps"]
+
+    def full(room, *arguments):
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+        try:
+            return error(*arguments, bar=True)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    code, said = full(10_000, *arguments)
+    assert code == 1 and said.startswith(f"error: no room for the files of {out} (file too large): no checkpoint was")
+    assert files(out) == ["log.jsonl", "run.json"]
+    assert main([str(a) for a in (*resume, 4)]) == 0
+    before = {name: (out / name).read_bytes() for name in files(out) if name not in ("log.jsonl", "run.json")}
+    code, said = full(10_000, *resume, 6)
+    assert code == 1 and said.endswith(f": the last checkpoint is whole; make room and go on with --resume --out {out}")
+    assert {name: (out / name).read_bytes() for name in before} == before
+    assert files(out) == sorted([*before, "log.jsonl", "run.json"])
+    with monkeypatch.context() as patch:  # room for the checkpoint, and none for the weights
+        patch.setattr("diffusion_utils.pretrained.serialized", lambda weights: bytes(10_000_000))
+        code, said = full(5_000_000, *resume, 6)
+    assert code == 1 and "the last checkpoint is whole" in said
+    assert main([str(a) for a in resume[:-1]]) == 0  # writes them, once there is room
+    assert pretrained.card(out / "weights.safetensors")["steps"] == 6
+
+
+def test_weights_that_grow_beyond_half_precision_are_not_written(tmp_path, folder, error):
+    own = ["--data", folder, "--out", tmp_path / "run", "--size", 8, *COMMON]
+    wild = ["--steps", 1, "--warmup-steps", 0, "--decay-fraction", 0, "--learning-rate", 1e6]
+    code, said = error("train", *own, *wild)
+    assert code == 1 and "the largest weight is 1e+06 after 1 steps: lower learning_rate" in said
+    assert files(tmp_path / "run") == ["log.jsonl", "run.json"]
 
 
 def test_a_failing_download_is_one_line(monkeypatch, error):
@@ -565,17 +823,46 @@ SAMPLE_ERRORS = {
     "unknown": (["--weights", "nobodys"], "no weights named 'nobodys'"),
     "count": (["--count", 0], "--count and --columns must be at least 1"),
     "eta": (["--eta", 0.5], "eta belongs to the sampler ddim, not to dpm_solver_pp"),
-    "eta range": (["--eta", 2, "--sampler", "ddim"], "in [0, 1], not 2"),
     "steps": (["--steps", 101], "in [1, 100], not 101"),
+    "no ending": (["--out", "grid"], "grid ends in no format of pictures that can be written: choose .png, .jpg"),
+    "ending": (["--out", "grid.docx"], "grid.docx ends in no format of pictures"),
+    "icon": (["--out", "grid.ico"], "grid.ico ends in no format of pictures"),
+    "folder": (["--out", "folder.png"], "--out folder.png is a folder: give the name of a file"),
+    "below a file": (["--out", "file/a.png"], "file is a file and not a folder"),
+    "device": (["--device", "gpu"], "there is no device 'gpu' here: choose one of cpu"),
+    "no device": (["--device", ""], "there is no device '' here"),
+    "enlarge": (["--enlarge", ""], "no weights named ''"),
+    "noise level": (["--noise-level", 50], "--noise-level is about enlarging: give --enlarge, too"),
+    "interval": (["--interval", 10, 20], "interval belongs to guidance: give --guidance-scale, too, such as 2"),
+    "guide": (["--guide", "x"], "guide belongs to guidance: give --guidance-scale, too, such as 2"),
+    "scale": (["--guidance-scale", 2], "--guidance-scale 2.0 needs a worse guess to walk away from"),
+    "empty condition": (["--condition", ""], "takes no condition: leave it out"),
+    "empty prompt": (["--prompt", ""], "takes no prompt: leave it out"),
+    "empty weights": (["--weights", ""], "no weights named ''"),
+    "seed": (["--seed", -1], "seed must lie in [0, 9223372036854775807], not -1"),
+    "last seed": (["--seed", 2**63 - 2, "--count", 3], "seed must lie in [0, 9223372036854775807], not 92"),
 }
 
 
 @pytest.mark.parametrize("arguments, text", SAMPLE_ERRORS.values(), ids=SAMPLE_ERRORS)
-def test_errors_of_sampling_say_what_is_wrong(tmp_path, weights, error, arguments, text):
-    out = tmp_path / "grid.png"
-    code, said = error("sample", "--weights", weights, "--out", out, "--device", "cpu", *arguments)
+def test_errors_of_sampling_say_what_is_wrong(tmp_path, monkeypatch, weights, error, arguments, text):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Pipeline, "_draw", None)  # all is said before the work
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "file").touch()
+    code, said = error("sample", "--weights", weights, "--out", "grid.png", "--device", "cpu", *arguments)
     assert code == 1 and text in said
-    assert not out.exists()
+    assert files(tmp_path) == ["file", "folder.png"]
+
+
+@pytest.mark.parametrize(
+    "ending, form", [("webp", "WEBP"), ("gif", "GIF"), ("JPG", "JPEG"), ("tif", "TIFF"), ("png", "PNG")]
+)
+def test_a_grid_is_written_as_its_name_ends(tmp_path, weights, ending, form):
+    out = tmp_path / f"a.{ending}"
+    draw(weights, out, "--count", 2, "--steps", 2)
+    with Image.open(out) as image:
+        assert image.format == form and image.size[0] > image.size[1]
 
 
 def test_a_card_without_a_size_is_drawn_at_64(tmp_path, weights):

@@ -14,7 +14,7 @@ from diffusion_utils.data import sets, stanford_cars, to_float, toy_cars
 from diffusion_utils.data.stanford_cars import CarPictures
 from diffusion_utils.networks import Autoencoder, build, count_parameters
 from diffusion_utils.networks.presets import default_network, for_latents
-from diffusion_utils.training import load_checkpoint
+from diffusion_utils.training import Run, load_checkpoint
 
 TINY = {"name": "resnet", "channels": [8, 8], "stem": 2, "embedding_dim": 8, "attention": [2]}
 COMMON = [
@@ -98,6 +98,70 @@ def test_photographs_are_learnt_with_captions_from_weights_that_know_body_types(
     assert pretrained.card(tmp_path / "more/weights.safetensors")["network"] == card["network"]
 
 
+@pytest.fixture
+def pets(tmp_path):
+    """Pictures of two classes, twice as many of one, with files of the same names."""
+    for name, colour, count in (("cat", "red", 40), ("dog", "blue", 20)):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for i in range(count):
+            Image.new("RGB", (20, 20), colour).save(tmp_path / f"pets/{name}/{i:03d}.png")
+    return tmp_path / "pets"
+
+
+def test_subfolders_are_classes_that_are_learnt_and_drawn_by_name(pets, tmp_path):
+    own = ["--data", pets, "--network", json.dumps(TINY), *COMMON]
+    train("--condition", "class", *own, "--out", tmp_path / "run")
+    weights = tmp_path / "run/weights.safetensors"
+    card = pretrained.card(weights)
+    assert card["network"] == {**TINY, "cond_dim": 2} and card["aspect"] == "1:1" and "2 classes" in card["data"]
+    assert [*card["conditions"]] == ["cat", "dog"] and card["conditions"]["cat"] == pytest.approx(2 / 3, abs=0.05)
+    grid = [tmp_path / "a.png", "--count", 2, "--steps", 2]
+    cat, dog = (draw(weights, *grid, "--condition", name) for name in ("cat", "dog"))
+    assert cat != dog and Image.open(tmp_path / "a.png").size == (32 + 1 + 32, 32)  # twice as large, and square
+    with pytest.raises(ValueError, match="no condition 'cow': choose one of dog, cat"):
+        draw(weights, *grid, "--condition", "cow")
+    more = ["--start", weights, "--data", pets, *COMMON[:-2]]
+    train(*more, "--out", tmp_path / "more")  # of the same classes
+    assert pretrained.card(tmp_path / "more/weights.safetensors")["conditions"] == card["conditions"]
+    (pets / "dog").rename(pets / "cow")
+    with pytest.raises(ValueError, match="knows the classes cat, dog; .*pets has cat, cow"):
+        train(*more, "--out", tmp_path / "other")
+
+
+def test_classes_of_stanford_cars_are_the_196(few, tmp_path):
+    job = configured("--data", "stanford_cars", "--condition", "class", "--network", json.dumps(TINY), "--size", 16)
+    assert [*job.card["conditions"]] == few.classes and job.cond.shape[1] == 2 and "aspect" not in job.card
+    assert job.run.aspect is None and job.aspect == pytest.approx(4 / 3)
+
+
+def test_own_pictures_have_the_aspect_that_was_asked_for_and_keep_it(pets, tmp_path):
+    own = ["--data", pets / "cat", "--network", json.dumps(TINY), *COMMON, "--out", tmp_path / "run"]
+    train("--aspect", "2:1", *own)
+    assert pretrained.card(tmp_path / "run/weights.safetensors")["aspect"] == "2:1"
+    assert Image.open(tmp_path / "run/samples.png").size[0] > 8 * 2 * 2 * 16
+    train("--resume", "--steps", 6, "--out", tmp_path / "run")
+    with pytest.raises(ValueError, match="begun with aspect '2:1' and cannot go on with '1:1'"):
+        train("--resume", "--aspect", "1:1", "--out", tmp_path / "run")
+    stored = json.loads((tmp_path / "run/run.json").read_bytes())
+    (tmp_path / "run/run.json").write_text(json.dumps({name: stored[name] for name in stored if name != "aspect"}))
+    assert Run.from_folder(tmp_path / "run")[0].aspect == "4:3"  # what it was before there was a choice
+
+
+@pytest.mark.parametrize("aspect, message", [("1:0", "aspect is width:height"), ("1:1", "toy_cars are cut to 4:3")])
+def test_an_aspect_that_cannot_be_is_refused(tmp_path, capsys, aspect, message):
+    assert message in refused(capsys, "--aspect", aspect, "--steps", 1, "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_pictures_are_measured_as_they_were_learnt(pets):
+    Image.new("RGB", (20, 20)).save(pets / "beside.png")
+    card = {"network": {"name": "resnet"}, "size": 16, "aspect": "1:1", "conditions": {"cat": 0.7, "dog": 0.3}}
+    with pytest.warns(UserWarning, match="beside"):
+        assert sets.load_like(card, str(pets)).classes == ["cat", "dog"]
+    plain = sets.load_like({"network": {"name": "resnet"}, "size": 16}, str(pets / "cat"))
+    assert plain.aspect == "4:3"  # where the card says nothing, as for weights of before
+
+
 def test_super_resolution_is_trained_and_enlarges_what_another_network_draws(few, tmp_path, capsys):
     up = ["--condition", "low_resolution", "--data", "stanford_cars", "--network", json.dumps(TINY)]
     train(*up, *COMMON, "--out", tmp_path / "up")
@@ -116,7 +180,12 @@ def test_super_resolution_is_trained_and_enlarges_what_another_network_draws(few
         draw(*grid, "--enlarge", up, "--noise-level", "900")
 
 
-def test_latents_are_learnt_mirrored_pictures_among_them(few, tmp_path):
+def prepared(*arguments):
+    (run,) = parse(["train", *map(str, arguments)]).args
+    return prepare(run)
+
+
+def test_latents_are_learnt_mirrored_pictures_among_them(few, tmp_path, monkeypatch):
     vae = [
         "--objective",
         "autoencoder",
@@ -153,6 +222,19 @@ def test_latents_are_learnt_mirrored_pictures_among_them(few, tmp_path):
     assert (
         pretrained.card(out / "snapshots/weights_000000016.safetensors")["autoencoder"] == "../autoencoder.safetensors"
     )
+    monkeypatch.chdir(tmp_path)
+    before = (out / "autoencoder.safetensors").stat().st_mtime_ns
+    train("--resume", "--out", "latent")  # its copy is there, whatever the folder is called by
+    assert (out / "autoencoder.safetensors").stat().st_mtime_ns == before
+    assert json.loads((out / "run.json").read_text())["autoencoder"] == "autoencoder.safetensors"
+    own = ["--autoencoder", weights, "--network", network, *common, "--no-flip", "--out", tmp_path / "unmirrored"]
+    train(*own)  # and pictures alone, where that is asked for
+    one, both = (len(prepared("--resume", "--out", place).images) for place in (tmp_path / "unmirrored", out))
+    assert both == 2 * one == 2 * len(prepared(*own).images)
+    stored = json.loads((out / "run.json").read_text())
+    assert stored.pop("mirrored") is True
+    (out / "run.json").write_text(json.dumps(stored))  # as it was when there was no choice
+    assert len(prepared("--resume", "--out", out).images) == both
     (tmp_path / "vae").rename(tmp_path / "elsewhere")  # the run has a copy
     out = out.rename(tmp_path / "moved")
     train("--resume", "--steps", 6, "--out", out)
@@ -219,6 +301,8 @@ def test_each_picture_can_have_a_prompt_of_its_own(tmp_path):
     [
         (["--data", "folder", "--condition", "caption"], "no captions are known of"),
         (["--data", "toy_cars", "--condition", "body_type"], "goes with --data stanford_cars"),
+        (["--data", "toy_cars", "--condition", "class"], "no classes are known of toy_cars"),
+        (["--data", "folder", "--condition", "class"], "has no subfolders"),
         (["--objective", "autoencoder", "--network", '{"name": "resnet"}'], "belong together"),
         (["--autoencoder", "nowhere.safetensors"], "no weights named"),
     ],

@@ -94,7 +94,7 @@ def test_the_command_makes_the_named_figures_and_refuses_others(tmp_path, monkey
     assert made == [("u_net", tmp_path), ("segnet", tmp_path)]
     assert capsys.readouterr().out.split() == [str(tmp_path / "u_net"), str(tmp_path / "segnet")]
     assert main(["figures", "segnet", "cars", "--out", str(tmp_path)]) == 1
-    assert len(made) == 2 and "error: no figure named 'cars': choose among examples," in capsys.readouterr().err
+    assert len(made) == 2 and "error: no figure named 'cars': choose one of crops, " in capsys.readouterr().err
 
 
 def test_every_figure_of_images_is_made_by_a_command_and_small():

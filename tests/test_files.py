@@ -3,6 +3,9 @@
 import json
 import os
 import stat
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -97,9 +100,25 @@ def test_a_process_that_dies_on_the_way_leaves_the_old_file(tmp_path, monkeypatc
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
     assert path.read_text() == "old"
-    assert len(names(tmp_path)) == 2  # and a leftover, which the next write does not mind
+    assert len(names(tmp_path)) == 2  # and a leftover, which the next write removes
     write_atomically(path, lambda temporary: temporary.write_text("new"))
-    assert path.read_text() == "new"
+    assert path.read_text() == "new" and names(tmp_path) == ["note.txt"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs locks that die with their process")
+def test_only_what_killed_writers_of_the_same_file_left_is_removed(tmp_path):
+    others = [".notes.txt.abcdefgh.part", ".note.txt.part", "note.txt.abcdefgh.part", ".note.txt.abcdefgh.part.txt"]
+    for name in (*others, ".note.txt.abcdefgh.part"):
+        (tmp_path / name).write_text("half")
+
+    def write(temporary):  # meanwhile another one writes the same file
+        assert names(tmp_path) == sorted([*others, temporary.name])
+        temporary.write_text("mine")
+        write_atomically(tmp_path / "note.txt", lambda other: other.write_text("theirs"))
+        assert temporary.read_text() == "mine"
+
+    write_atomically(tmp_path / "note.txt", write)
+    assert names(tmp_path) == sorted([*others, "note.txt"]) and (tmp_path / "note.txt").read_text() == "mine"
 
 
 def test_text_and_json_are_utf_8_whatever_the_system_prefers(tmp_path):
@@ -109,6 +128,8 @@ def test_text_and_json_are_utf_8_whatever_the_system_prefers(tmp_path):
     write_json(tmp_path / "card.json", value)
     text = (tmp_path / "card.json").read_bytes().decode()
     assert json.loads(text) == value and "x̂₀" in text and text.endswith("}\n") and "\n  " in text
+    write_json(tmp_path / "run.json", {"data": "caf\udce9"})  # a folder whose name is no UTF-8
+    assert json.loads((tmp_path / "run.json").read_bytes()) == {"data": "caf\udce9"}
     write_json(tmp_path / "card.json", value, indent=None)
     assert (tmp_path / "card.json").read_bytes().count(b"\n") == 1
 
@@ -146,6 +167,66 @@ def test_a_damaged_file_counts_as_none(cache, damage):
     assert read_cached("cars") is None
     write_cached("cars", torch.ones(3))
     assert torch.equal(read_cached("cars"), torch.ones(3))
+
+
+def in_a_process_of_its_own(code, **how):
+    how = {"env": {**os.environ, "PYTHONPATH": str(Path(files.__file__).parents[1])}} | how
+    code = "import os, resource, torch; from diffusion_utils.files import *\n" + code
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, **how)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+FULL = "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"  # as on a full disk, every write beyond it fails
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs limits of a process")
+def test_a_full_cache_is_done_without(cache):
+    assert (
+        in_a_process_of_its_own(FULL + "write_cached('cars', torch.zeros(999)); print(read_cached('cars'))") == "None\n"
+    )
+    assert names(cache) == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs limits of a process")
+@pytest.mark.parametrize(
+    "write, message",
+    [
+        (
+            "write_atomically('card', lambda path: save_file({'x': torch.zeros(999)}, path))",
+            "card could not be written: ",
+        ),
+        ("write_text('card', 'x' * 999)", "File too large: 'card'"),
+    ],
+)
+def test_where_there_is_no_room_the_file_is_named(tmp_path, write, message):
+    code = f"try: {write}\nexcept OSError as error: print(error)"
+    said = in_a_process_of_its_own(FULL + code, cwd=tmp_path)
+    assert message in said and said.count("\n") == 1 and names(tmp_path) == []
+
+
+@pytest.mark.parametrize("value", [None, ""])
+def test_without_a_home_folder_nothing_is_cached(tmp_path, monkeypatch, value):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(files.CACHE_VARIABLE)
+    if value is not None:
+        monkeypatch.setenv(files.CACHE_VARIABLE, value)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as where HOME is not set and the user has no entry
+    write_cached("cars", torch.zeros(3))
+    assert read_cached("cars") is None and names(tmp_path) == []
+
+
+def test_the_cache_can_be_anywhere_without_a_home_folder(cache, monkeypatch):
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    write_cached("cars", torch.zeros(3))
+    assert read_cached("cars") is not None
+
+
+def test_the_cache_may_be_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.setenv(files.CACHE_VARIABLE, "~/kept")
+    assert files.cache_folder() == tmp_path / "kept"
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(cache):

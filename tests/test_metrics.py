@@ -305,15 +305,24 @@ def test_neighbours_need_enough_references_of_the_same_shape():
 
 
 def test_unknown_extractors_and_unfit_pictures_are_refused(cars, reference):
-    with pytest.raises(ValueError, match="unknown extractor 'vgg': choose one of efficientnet"):
+    with pytest.raises(ValueError, match="unknown extractor 'vgg': choose one of .*efficientnet"):
         extractor("vgg")
     for images, text in (
-        (torch.zeros(0, 3, 8, 8), "at least one picture"),
-        (torch.zeros(3, 8, 8), "at least one picture"),
-        (torch.zeros(2, 3, 8, 8, dtype=torch.int64), "uint8 pictures, or floats"),
+        (torch.zeros(0, 3, 8, 8), "no pictures"),
+        (torch.zeros(3, 8, 8), "pass image\\[None\\]"),
+        (torch.zeros(2, 1, 8, 8), r"shape \(N, 3, H, W\), not \(2, 1, 8, 8\)"),
+        (torch.zeros(2, 3, 8, 8, dtype=torch.int64), "float pictures in .* or uint8, not torch.int64"),
+        (255 * torch.rand(2, 3, 8, 8), r"float pictures in \[-1, 1\], not in \[0, 25"),
+        (np.zeros((2, 3, 8, 8)), "expected a tensor of pictures, not ndarray"),
     ):
-        with pytest.raises(ValueError, match=text):
-            features(images, Pixels())
+        for use in (lambda images: features(images, Pixels()), reference.evaluate):
+            with pytest.raises((ValueError, TypeError), match=text):
+                use(images)
+    with pytest.raises(TypeError, match="expected a tensor of pictures, not ndarray"):
+        Reference(cars["real"].numpy(), cars["real"])
+    for measure in (kid, fid, precision_recall, nearest):
+        with pytest.raises(TypeError, match="expected tensors of features or pictures, not ndarray"):
+            measure(rows(8).numpy(), rows(8))
     with pytest.raises(ValueError, match=r"expected pictures of the real ones' shape, \(3, 32, 32\)"):
         reference.evaluate(cars["real"][:, :, :16])
     with pytest.raises(ValueError, match="too few pictures"):
@@ -332,3 +341,23 @@ def test_a_missing_package_says_what_to_install(monkeypatch, name, package, inst
     monkeypatch.setitem(sys.modules, package, None)  # makes the import fail
     with pytest.raises(ImportError, match=f"the extractor '{name}' needs: pip install {install}"):
         extractor(name)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("measure", [kid, fid, precision_recall, nearest])
+def test_features_that_are_not_finite_are_not_measured(measure, value):
+    good, bad = rows(8), rows(8, seed=1)
+    bad[3, 1] = value
+    for pair in ((good, bad), (bad, good)):
+        with pytest.raises(ValueError, match="not finite"):
+            measure(*pair)
+
+
+def test_pictures_that_are_not_finite_have_no_features():
+    pictures = torch.zeros(4, 3, 8, 8)
+    pictures[2, 0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match="not finite"):
+        features(pictures)
+    broken = nn.Sequential(Pixels(), nn.Threshold(2, float("inf")))
+    with pytest.raises(FloatingPointError, match="features hold numbers that are not finite"):
+        features(torch.zeros(4, 3, 8, 8), broken)

@@ -22,6 +22,8 @@ from diffusion_utils.networks.blocks import (
     upsample,
 )
 from diffusion_utils.networks.resnet import SKIPS, ResNetEncoderDecoder
+from diffusion_utils.prediction import Denoiser
+from diffusion_utils.schedule import make_schedule
 
 UPSAMPLES = ["transposed", "transposed_k3", "nearest", "pixel_shuffle"]
 
@@ -570,20 +572,20 @@ def test_build_makes_the_named_network_with_its_options():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"name": "vit"}, f"unknown network 'vit': choose one of {', '.join(NETWORKS)}"),
+        ({"name": "vit"}, "unknown network 'vit': choose one of unet, "),
         ({"name": "resnet", "widths": (8,)}, "network 'resnet': .*unexpected .*'widths'"),
         ({"name": "resnet", "stem": 3}, "stem must be 1, 2 or 4, not 3"),
         ({"name": "resnet", "channels": ()}, "channels needs at least one width"),
         ({"name": "resnet", "channels": (8, 16), "depth": (1,)}, r"\(or one per stage\)"),
-        ({"name": "resnet", "channels": (8, 16), "depth": 0}, "depth one number ≥ 1"),
-        ({"name": "resnet", "channels": (8, 16), "decoder_depth": -1}, "decoder_depth a number ≥ 0"),
+        ({"name": "resnet", "channels": (8, 16), "depth": 0}, "depth must be at least 1, not 0"),
+        ({"name": "resnet", "channels": (8, 16), "decoder_depth": -1}, "decoder_depth must be at least 0, not -1"),
         (
             {"name": "resnet", "channels": (8, 16), "stem": 2, "decoder_channels": (8, 8)},
             "this encoder needs 1 decoder_channels, not 2",
         ),
         ({"name": "resnet", "channels": (8,)}, "a stride of 1 leaves nothing to decode"),
-        ({"name": "resnet", "channels": 8}, r"channels must be a list of widths, .* such as \[8\]"),
-        ({"name": "resnet", "skip": "mul"}, "unknown skip 'mul': choose one of none, indices, add, concat"),
+        ({"name": "resnet", "channels": 8}, "channels must be a list, each a whole number, not 8"),
+        ({"name": "resnet", "skip": "ad"}, "unknown skip 'ad': choose one of add, "),
         ({"name": "resnet", "skip": "indices"}, "skip='indices' needs decoder_depth ≥ 1"),
         ({"name": "resnet", "upsample": "bilinear"}, "unknown upsample 'bilinear': choose transposed, "),
         (
@@ -596,7 +598,7 @@ def test_build_makes_the_named_network_with_its_options():
         ),
         ({"name": "segnet", "channels": ()}, "channels needs at least one width"),
         ({"name": "segnet", "channels": (8, 16), "depth": (1,)}, r"\(or one per stage\)"),
-        ({"name": "segnet", "depth": 0}, "depth one number ≥ 1"),
+        ({"name": "segnet", "depth": 0}, "depth must be at least 1, not 0"),
         ({"name": "segnet", "stem": 2}, "network 'segnet': .*unexpected .*'stem'"),
         ({"name": "unet", "channels": ()}, "channels needs at least one width"),
         ({"name": "unet", "depth": 0}, "depth must be at least 1"),
@@ -604,7 +606,10 @@ def test_build_makes_the_named_network_with_its_options():
             {"name": "unet", "channels": (8, 16), "attention": (4,)},
             r"attention must list strides out of \[1, 2\], not \(4,\)",
         ),
-        ({"name": "resnet", "channels": (8, 16), "stem": 2, "attention": 4}, r"strides out of \[2, 4\], not 4"),
+        (
+            {"name": "resnet", "channels": (8, 16), "stem": 2, "attention": 4},
+            "attention must be a list, each a whole number, not 4",
+        ),
         ({"name": "resnet", "channels": (8,), "stem": 2, "skip": "add"}, "skip='add' needs two stages or more"),
     ],
 )
@@ -681,3 +686,49 @@ def test_the_presets_stay_small(preset, stride):
     net = build(**getattr(presets, preset))
     assert net.stride == stride
     assert count_parameters(net) <= 1_000_000
+
+
+TINY = {"name": "resnet", "channels": [8, 8], "stem": 2, "embedding_dim": 8}
+WRONG_KINDS = {
+    "zero width": (TINY | {"channels": [16, 0]}, "'resnet': channels must be at least 1, not [16, 0]"),
+    "negative width": (TINY | {"channels": [-8]}, "'resnet': channels must be at least 1, not [-8]"),
+    "text": (TINY | {"channels": "16"}, "'resnet': channels must be a list, each a whole number, not '16'"),
+    "texts": (TINY | {"channels": ["16"]}, "'resnet': channels must be a list, each a whole number, not ['16']"),
+    "fraction": (TINY | {"embedding_dim": 8.5}, "'resnet': embedding_dim must be a whole number, not 8.5"),
+    "no list": (TINY | {"attention": 8}, "'resnet': attention must be a list, each a whole number, not 8"),
+    "dict": (TINY | {"depth": {}}, "'resnet': depth must be a whole number or a list, each a whole number, not {}"),
+    "no truth": (TINY | {"timestep": "no"}, "'resnet': timestep must be true or false, not 'no'"),
+    "truth": (TINY | {"depth": True}, "'resnet': depth must be a whole number or a list"),
+    "no channels": (TINY | {"picture_channels": 0}, "'resnet': picture_channels must be at least 1, not 0"),
+    "no condition": (TINY | {"cond_dim": 0}, "'resnet': cond_dim must be at least 1, not 0"),
+    "below zero": (TINY | {"decoder_depth": -1}, "'resnet': decoder_depth must be at least 0, not -1"),
+    "name": ({"name": ["resnet"]}, "unknown network ['resnet']: choose one of "),
+    "nearest": ({"name": "ResNets"}, "unknown network 'ResNets': choose one of resnet, "),
+    "nested": ({"name": "super_resolution", "net": {"channels": [8]}}, "'super_resolution': net needs a name, such as"),
+    "inside": ({"name": "super_resolution", "net": TINY | {"stem": "2"}}, "'resnet': stem must be a whole number"),
+    "no dict": ({"name": "super_resolution", "net": "resnet"}, "net must be a dict, not 'resnet'"),
+    "words": ({"name": "text_to_image", "words": "a b", "length": 3, "net": TINY}, "words must be a list, each a text"),
+    "memory": (TINY | {"channels": [2**31]}, "'resnet': "),
+    "unet": ({"name": "unet", "depth": "2"}, "'unet': depth must be a whole number, not '2'"),
+    "segnet": ({"name": "segnet", "channels": 16}, "'segnet': channels must be a list, each a whole number, not 16"),
+}
+
+
+@pytest.mark.parametrize("network, text", WRONG_KINDS.values(), ids=WRONG_KINDS)
+def test_options_of_the_wrong_kind_are_refused_in_one_sentence(network, text):
+    with pytest.raises(ValueError) as error:
+        build(**network)
+    assert text in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["resnet", "unet", "segnet"])
+def test_pictures_of_other_channels_are_refused(name):
+    net = build(name, channels=[8, 8], picture_channels=1)
+    with pytest.raises(ValueError, match="a picture of 3 channels cannot pass: the network's picture_channels is 1"):
+        net(torch.zeros(1, 3, 16, 16), torch.zeros(1, dtype=torch.int64))
+
+
+def test_an_answer_of_another_shape_is_refused():
+    denoiser = Denoiser(build(**TINY, out_channels=1), make_schedule(), "sample")
+    with pytest.raises(ValueError, match=r"the network answers \(1, 16, 16\) to pictures of \(3, 16, 16\)"):
+        denoiser(torch.zeros(2, 3, 16, 16), torch.zeros(2, dtype=torch.int64))

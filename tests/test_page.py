@@ -327,6 +327,9 @@ def test_noise_timesteps_and_words_are_those_of_the_package(page):
             page.evaluate("seed => import('./draw.js').then(d => Array.from(d.randn(12288, seed)))", seed)
         )
         assert (ours - sampling.Noise([seed], (12288,))()[0]).abs().max() < 1e-5
+    for seed in (2**32, -1, 0.5):  # which Python folds or refuses
+        with pytest.raises(Exception, match="RangeError: no seed below"):
+            page.evaluate("seed => import('./draw.js').then(d => d.randn(16, seed))", seed)
     for steps in range(1, 1001, 37):
         assert page.evaluate("n => import('./draw.js').then(d => d.timesteps(1000, n))", steps) == sampling.timesteps(
             1000, steps

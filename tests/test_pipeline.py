@@ -1,6 +1,7 @@
 """What becomes of a seed, a condition or a prompt, and the options: compared with the same done by hand."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -106,8 +107,8 @@ def test_a_time_shift_alone_needs_no_condition(files):
 
 
 def test_a_device_is_where_it_draws(files):
-    pipe = pipeline.load(files["conditional"], "meta")
-    assert pipe.device == "meta" and pipe.guided(range(2)).cond.device.type == "meta"
+    pipe = replace(pipeline.load(files["conditional"]), device="meta")
+    assert pipe.guided(range(2)).cond.device.type == "meta"
 
 
 # The card's advice, and what takes its place
@@ -310,7 +311,7 @@ def test_an_advised_eta_goes_with_the_advised_sampler(tmp_path, tiny_weights):
 
 ERRORS = {
     "condition, no network for it": ("plain", {"condition": "red"}, "takes no condition: leave it out"),
-    "unknown condition": ("conditional", {"condition": "pink"}, "no condition 'pink': choose one of red, green, blue"),
+    "unknown condition": ("conditional", {"condition": "blau"}, "no condition 'blau': choose one of blue, "),
     "prompt for plain weights": ("plain", {"prompt": "red"}, "plain.safetensors takes no prompt: leave it out"),
     "prompt for classes": ("conditional", {"prompt": "red"}, "conditional.safetensors takes no prompt: leave it out"),
     "condition for text": ("text", {"condition": "red"}, "text.safetensors takes no condition: say it as a prompt"),
@@ -327,6 +328,34 @@ ERRORS = {
     ),
     "reversed interval": ("plain", {"interval": (60, 20)}, r"lowest and the highest timestep.* not \(60, 20\)"),
     "half an interval": ("plain", {"interval": (60,)}, r"lowest and the highest timestep.* not \(60,\)"),
+    "an interval beyond": ("conditional", {"guidance_scale": 2, "interval": (500, 900)}, "interval 500 900 holds none"),
+    "an interval before": ("conditional", {"guidance_scale": 2, "interval": (-9, -1)}, "interval -9 -1 holds none"),
+    "between two steps": (
+        "conditional",
+        {"guidance_scale": 2, "interval": (50, 60), "steps": 3},
+        "interval 50 60 holds none of the timesteps that are visited, 99 … 32: nothing would be guided",
+    ),
+    "no numbers": ("plain", {"interval": "ab"}, "lowest and the highest timestep.* not ab"),
+    "interval, no guidance": (
+        "conditional",
+        {"interval": (20, 60)},
+        "interval belongs to guidance: give guidance_scale",
+    ),
+    "guide, no guidance": ("plain", {"guide": "other"}, "guide belongs to guidance: give guidance_scale"),
+    "layers, no guidance": ("plain", {"skip_layers": ("encoder.0",)}, "skip_layers belongs to guidance"),
+    "interval, condition none": ("conditional", {"condition": "none", "interval": (2, 60)}, "belongs to guidance"),
+    "guide_conditional": ("conditional", {"guide_conditional": True}, "guide_conditional belongs to guidance"),
+    "guide_conditional, no guide": (
+        "conditional",
+        {"guidance_scale": 2, "guide_conditional": False},
+        "guide_conditional is about another network's guess: give guide or skip_layers",
+    ),
+    "empty guide": ("conditional", {"guide": "", "guidance_scale": 2}, "no weights named ''"),
+    "earlier than all": ("plain", {"time_shift": -100}, r"time_shift must lie in \[-99, 99\], not -100"),
+    "later than all": ("plain", {"time_shift": 5000}, r"time_shift must lie in \[-99, 99\], not 5000"),
+    "no scale": ("conditional", {"guidance_scale": float("nan")}, "guidance_scale must be a finite number, not nan"),
+    "no number of steps": ("plain", {"steps": "20"}, "steps must be a whole number, not '20'"),
+    "a number as prompt": ("text", {"prompt": 3}, "prompt must be a text or a list, each a text, not 3"),
     "one layer's name": ("plain", {"skip_layers": "encoder.0"}, r"a list of names, \['encoder.0'\], not one name"),
     "eta": ("plain", {"sampler": "ddpm", "eta": 0.5}, "eta belongs to the sampler ddim, not to ddpm"),
     "eta, by the card": ("plain", {"eta": 0.5}, "eta belongs to the sampler ddim, not to dpm_solver_pp"),
@@ -342,14 +371,44 @@ ERRORS = {
 def test_what_cannot_be_drawn_is_an_error_in_one_sentence(files, name, given, text):
     pipe, given = pipeline.load(files[name]), {"seeds": range(3), **given}
     for draw in (pipe, lambda **given: list(pipe.trajectory(**given))):
-        with pytest.raises(ValueError, match=text) as error:
+        with pytest.raises((ValueError, FileNotFoundError), match=text) as error:
             draw(**given)
         assert "\n" not in str(error.value)
 
 
 def test_a_guide_that_does_not_exist_is_an_error(files):
     with pytest.raises(FileNotFoundError, match="no weights named 'nobody'"):
-        guided(files, "conditional", guide="nobody")
+        guided(files, "conditional", guide="nobody", guidance_scale=2)
+
+
+@pytest.mark.parametrize(
+    "card, text",
+    [
+        ({"conditions": {"red": 0.5, "green": 0.3, "grey": 0.2}}, "takes other conditions"),
+        ({"conditions": {"red": 0.5, "green": 0.5}}, "takes other conditions"),
+        ({}, "takes other conditions"),
+        ({"conditions": SHARES, "size": 16}, "draws no pictures of 8×8"),
+        ({"network": {"name": "autoencoder", "channels": [8, 8]}}, "draws no pictures of 8×8"),
+    ],
+)
+def test_a_guide_must_draw_what_the_weights_draw(files, tmp_path, tiny_weights, card, text):
+    guide = str(tiny_weights(tmp_path / "other.safetensors", **card))
+    with pytest.raises(ValueError, match=text):
+        guided(files, "conditional", guide=guide, guidance_scale=2)
+    if "conditions" in text:  # which it need not hear
+        guided(files, "conditional", guide=guide, guidance_scale=2, guide_conditional=False)
+
+
+def test_advice_takes_no_more_steps_than_there_are_timesteps(tmp_path, tiny_weights):
+    for card in ({}, {"drawing": {"steps": 50}}):
+        pipe = pipeline.load(tiny_weights(tmp_path / "a.safetensors", num_train_timesteps=10, **card))
+        assert pipe.settled().steps == 10
+        assert torch.equal(pipe([0]), to_uint8(sample(pipe.denoiser, [0], SHAPE, steps=10)))
+        with pytest.raises(ValueError, match=r"steps must be a whole number in \[1, 10\], not 20"):
+            pipe([0], steps=20)
+    larger = {"name": "super_resolution", "net": LARGER["net"], "max_noise": 5}
+    pipe = pipeline.load(tiny_weights(tmp_path / "b.safetensors", network=larger, num_train_timesteps=10))
+    assert pipe.enlarge(torch.zeros(1, 3, 4, 4), [0], noise_level=3).shape == (1, 3, 8, 8)
 
 
 def test_an_option_that_does_not_exist_is_an_error(files):
@@ -377,7 +436,7 @@ def test_latents_are_drawn_and_decoded(tmp_path, tiny_weights):
     assert torch.equal([*pipe.trajectory(range(3), **how)][-1].x_t, latents)
     assert not torch.equal(pipe(range(3), clip_sample=True, **how), drawn)
     # A guide that draws the same latents; with a scale of 1 it changes nothing.
-    assert torch.equal(pipe(range(3), guide=weights, **how), drawn)
+    assert torch.equal(pipe(range(3), guide=weights, guidance_scale=1, **how), drawn)
     other = save("other.safetensors", {"name": "autoencoder", "channels": [8, 16], "latent_channels": 2})
     for guide in (save("pixels.safetensors", tiny), save("others.safetensors", tiny, autoencoder=other)):
         with pytest.raises(ValueError, match="pixels, or another autoencoder.s latents"):
@@ -474,3 +533,28 @@ def test_shipped_weights_draw_as_their_card_says_or_say_why_not(name):
     if kind != "autoencoder":
         assert pictures.dtype == torch.uint8 and pictures.shape == (2, 3, pipe.card["size"], pipe.card["size"])
         assert pictures.float().std() > 20 and not torch.equal(pictures[0], pictures[1])
+
+
+@pytest.mark.parametrize("seeds", [3, [-1], range(2**63 - 2, 2**63 + 2), [1.5], []])
+def test_seeds_are_looked_at_before_anything_is_drawn(seeds, tiny_denoiser, monkeypatch):
+    pipe = pipeline.Pipeline(*tiny_denoiser())
+    monkeypatch.setattr(pipeline, "sample", None)  # would be called
+    for draw in (pipe, pipe.guided, lambda seeds: list(pipe.trajectory(seeds))):
+        with pytest.raises(ValueError, match="seed"):
+            draw(seeds)
+
+
+@pytest.mark.parametrize(
+    "images, text",
+    [
+        (torch.zeros(2, 3, 4, 4).numpy(), "expected a tensor of pictures, not ndarray"),
+        (torch.zeros(3, 4, 4), r"pass image\[None\]"),
+        (torch.zeros(2, 3, 4, 4, dtype=torch.int64), "float pictures in .* or uint8, not torch.int64"),
+        (torch.full((2, 3, 4, 4), 200.0), "not in \\[0, 200\\]"),
+        (torch.full((2, 3, 4, 4), float("nan")), "not finite"),
+        (torch.zeros(3, 3, 4, 4), "2 seeds for 3 pictures"),
+    ],
+)
+def test_what_is_no_batch_of_pictures_is_not_enlarged(files, images, text):
+    with pytest.raises((ValueError, TypeError), match=text):
+        pipeline.load(files["larger"]).enlarge(images, range(2))

@@ -121,6 +121,9 @@ def test_what_is_no_batch_of_pictures_is_refused(images, message, tmp_path):
 
 
 def test_an_array_is_no_tensor():
+    for width in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="width must be above 0 inches"):
+            plotting.show_grid(plain(RED), width=width)
     with pytest.raises(TypeError, match="not ndarray"):
         plotting.picture_grid(np.zeros((2, 3, 8, 8)))
 

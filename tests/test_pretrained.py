@@ -6,6 +6,7 @@ import struct
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from diffusion_utils import networks, pipeline, pretrained
@@ -227,7 +228,7 @@ def test_an_unknown_name_lists_the_known_ones(saved, tmp_path, monkeypatch, make
     assert pretrained.names() == ["mine", "yours"]
     assert torch.equal(answer(pretrained.load("mine")), answer(pretrained.load("yours")))
     for asked in (pretrained.load, pretrained.card):
-        with pytest.raises(FileNotFoundError, match="no weights named 'ours'.*mine, yours"):
+        with pytest.raises(FileNotFoundError, match="no weights named 'ours'.*yours, mine"):
             asked("ours")
 
 
@@ -312,3 +313,79 @@ def test_shipped_toy_weights_see_through_noise(name):
             small, denoiser.schedule, torch.zeros(64, dtype=torch.int64), torch.zeros_like(small)
         )
     assert error_per_timestep(denoiser, images, [t], cond=cond)[0] < 0.5
+
+
+# ---------------------------------------------------------------- numbers that are not finite
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite_are_neither_loaded_nor_saved(tmp_path, tiny_weights, value):
+    path = tiny_weights(tmp_path / "mine.safetensors")
+    denoiser, card = pretrained.load(path), pretrained.card(path)
+    weights = load_file(path)
+    weights["head.2.bias"][0] = value
+    save_file(weights, path)
+    with pytest.raises(ValueError, match=rf"{path}: .* not finite, in head.2.bias: download or train"):
+        pretrained.load(path)
+    denoiser.net.head[2].bias[0] = value
+    with pytest.raises(ValueError, match="not finite, in head.2.bias"):
+        pretrained.save(tmp_path / "new.safetensors", denoiser, card)
+    assert not list(tmp_path.glob("new*"))
+
+
+def test_weights_beyond_half_precision_are_not_saved_as_infinite_ones(tmp_path, tiny_denoiser):
+    denoiser, card = tiny_denoiser()
+    denoiser.net.head[2].bias.data[0] = 1e5
+    with pytest.raises(ValueError, match="not finite"):
+        pretrained.save(tmp_path / "a.safetensors", denoiser, card)
+    pretrained.save(tmp_path / "a.safetensors", denoiser, card, torch.float32)
+    assert pretrained.load(tmp_path / "a.safetensors").net.head[2].bias[0] == 1e5
+
+
+# ---------------------------------------------------------------- cards edited by hand
+
+SHARES = {"red": 0.5, "blue": 0.5}
+EDITED = {
+    "no dict": ({"network": "resnet"}, "network must be a dict, not 'resnet'"),
+    "no name": ({"network": {"channels": [8]}}, "network must be a text, not None"),
+    "null": ({"network": None}, "it lacks network"),
+    "width": ({"network": SMALL | {"channels": [16, 0]}}, "channels must be at least 1, not [16, 0]"),
+    "size": ({"size": "32"}, "size must be a whole number, not '32'"),
+    "no size": ({"size": 0}, "size must be greater than 0, not 0"),
+    "odd size": ({"size": 9}, "size 9 does not fit the network, whose stride is 4"),
+    "T": ({"num_train_timesteps": "1000"}, "num_train_timesteps must be a whole number, not '1000'"),
+    "negative T": ({"num_train_timesteps": -1}, "num_train_timesteps must be greater than 0, not -1"),
+    "fraction": ({"num_train_timesteps": 50.5}, "num_train_timesteps must be a whole number, not 50.5"),
+    "type": ({"prediction_type": "eps"}, "prediction_type must be one of epsilon, sample"),
+    "schedule": ({"schedule": 7}, "schedule must be one of linear, cosine, not 7"),
+    "together": ({"prediction_type": "epsilon"}, "epsilon prediction cannot work with a zero-terminal-SNR"),
+    "zero": ({"zero_terminal_snr": "false"}, "zero_terminal_snr must be true or false, not 'false'"),
+    "sigma_data": ({"sigma_data": float("nan")}, "sigma_data must be a finite number, not nan"),
+    "conditions": ({"conditions": ["red"]}, "conditions must be a dict, not ['red']"),
+    "shares": ({"conditions": {"red": "0.5"}}, "conditions must be a list, each a finite number, not ['0.5']"),
+    "negative share": ({"conditions": {"red": -1, "blue": 2}}, "conditions must be shares of the pictures"),
+    "none of them": ({"conditions": SHARES}, "its network takes conditions of shape None, not 2 conditions"),
+    "prompts": ({"prompts": "a car"}, "prompts must be a list, each a text, not 'a car'"),
+    "prompts, no words": ({"prompts": ["a car"]}, "its network takes no prompts"),
+    "autoencoder": ({"autoencoder": 8}, "autoencoder must be a text, not 8"),
+    "drawing": ({"drawing": []}, "drawing must be a dict, not []"),
+    "advice": ({"drawing": {"steps": "20"}}, "steps must be a whole number, not '20'"),
+    "advised sampler": ({"drawing": {"sampler": ["ddim"]}}, "sampler must be a text, not"),
+    "advised interval": ({"drawing": {"interval": 5}}, "interval is the lowest and the highest timestep"),
+}
+
+
+@pytest.mark.parametrize("entries, text", EDITED.values(), ids=EDITED)
+def test_a_card_edited_by_hand_is_refused_in_one_sentence_that_names_it(saved, entries, text):
+    saved.with_suffix(".json").write_text(json.dumps({**ABOUT, **entries}))
+    with pytest.raises(ValueError) as error:
+        pipeline.load(str(saved))
+    assert text in str(error.value) and "mine." in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_folder_in_place_of_weights_names_those_in_it(tmp_path, tiny_weights):
+    path = tiny_weights(tmp_path / "weights.safetensors")
+    with pytest.raises(OSError, match=f"{tmp_path} is a folder: give the weights in it, {path}"):
+        pretrained.load(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"give one of stanford-cars-1m, .* … \(\d+ in all\), or the path"):
+        pretrained.load("stanford-cars-1k")

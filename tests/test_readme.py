@@ -3,6 +3,7 @@
 import importlib
 import json
 import re
+import runpy
 import shlex
 import sys
 from pathlib import Path
@@ -179,3 +180,14 @@ def test_latents_were_measured_with_the_weights_that_ship():
     best = min(rows, key=lambda row: row["generated"]["kid"])
     assert drawn_as(best) == advised("stanford-cars-latent")
     assert set(LATENT["autoencoders"]) == {name for name in pretrained.names() if "autoencoder" in name}
+
+
+@pytest.mark.parametrize("words", [["--help"], ["README.md"]])
+def test_tables_are_written_by_the_bare_command_alone(monkeypatch, words):
+    def fail(*arguments):
+        raise AssertionError("a page has been written")
+
+    monkeypatch.setattr("diffusion_utils.files.write_text", fail)
+    monkeypatch.setattr(sys, "argv", ["report.py", *words])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(ROOT / "benchmarks/report.py"), run_name="__main__")

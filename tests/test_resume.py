@@ -1,5 +1,6 @@
 """A run that was stopped, killed or shared equals one that was not; one of an earlier version goes on."""
 
+import errno
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from diffusion_utils.commands import main
 from diffusion_utils.data import sets, toy_cars
 from diffusion_utils.data.order import _epoch_order
 from diffusion_utils.training import TrainConfig, load_checkpoint, read_log, stop_on_signal, train
+from diffusion_utils.training.checkpoints import only_run
 
 ROOT = Path(__file__).parent.parent
 TINY = {"name": "resnet", "channels": [8, 8], "stem": 2, "embedding_dim": 8}
@@ -126,6 +129,12 @@ def test_resume_without_a_checkpoint_starts_the_run(tmp_path, whole):
     assert_equal_runs(tmp_path, whole)
 
 
+@pytest.mark.parametrize("run_dir, resume", [("", False), ("", True), (None, True)])
+def test_a_folder_that_is_missing_is_not_left_out_without_a_word(run_dir, resume):
+    with pytest.raises(ValueError, match="run_dir is missing: give the folder of the run"):
+        next(train(config(), pictures(), run_dir, resume))
+
+
 def test_the_clock_goes_on(tmp_path):
     run(tmp_path, until=5)
     first = load_checkpoint(tmp_path / "checkpoint.pt")["seconds"]
@@ -189,7 +198,7 @@ def old_run(tmp_path, monkeypatch):
     """A copy of that run, with forty toy cars in place of the thousands."""
     cars = toy_cars.load(40, 16).images
     pictures = sets.PictureSet("toy_cars", cars[:32], cars[32:], "forty toy cars")
-    monkeypatch.setattr(sets, "load", lambda data, size, condition=None: pictures)
+    monkeypatch.setattr(sets, "load", lambda *_: pictures)
     return shutil.copytree(OLD, tmp_path / "run")
 
 
@@ -244,24 +253,78 @@ def test_a_flag_that_differs_from_the_stored_run_is_refused(old_run, capsys, fla
 # ---------------------------------------------------------------- damage
 
 
-def damages():
-    yield "truncated", lambda path: path.write_bytes(path.read_bytes()[:-200])
-    yield "half", lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    yield "empty", lambda path: path.write_bytes(b"")
-    yield "foreign", lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n" * 100)
-    yield "other keys", lambda path: torch.save({"model": {}}, path)
-    yield "a tensor", lambda path: torch.save(torch.zeros(3), path)
-    yield "a whole object", lambda path: torch.save({"net": torch.nn.Linear(1, 1)}, path)
+def flip_a_bit(path):
+    """In the middle of the numbers, where torch.load would not notice."""
+    contents = bytearray(path.read_bytes())
+    contents[len(contents) // 2] ^= 1
+    path.write_bytes(contents)
 
 
-@pytest.mark.parametrize("damage", [pytest.param(f, id=n) for n, f in damages()])
-def test_a_damaged_checkpoint_is_an_error(tmp_path, whole, damage):
+def other_version(path, **config):
+    state = torch.load(path, weights_only=True)
+    torch.save({**state, "config": state["config"] | config}, path)
+
+
+DAMAGED = "is damaged, or not a checkpoint at all: put a whole copy there, or"
+FOREIGN = "is not a checkpoint of diffusion_utils"
+UNFIT = {  # what is wrong with a checkpoint, and what is said of it
+    "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-200]), DAMAGED),
+    "half": (lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]), DAMAGED),
+    "a bit": (flip_a_bit, DAMAGED),
+    "empty": (lambda path: path.write_bytes(b""), DAMAGED),
+    "foreign": (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n" * 100), DAMAGED),
+    "a zip": (lambda path: ZipFile(path, "w").writestr("readme.txt", "hello"), FOREIGN),
+    "other keys": (lambda path: torch.save({"model": {}}, path), f"{FOREIGN}, it lacks config, cuda_rng, ema, net"),
+    "a tensor": (lambda path: torch.save(torch.zeros(3), path), f"{FOREIGN}, it lacks"),
+    "a whole object": (lambda path: torch.save({"net": torch.nn.Linear(1, 1)}, path), rf"{FOREIGN} \(Weights only"),
+    "new option": (
+        lambda path: other_version(path, width=3),
+        "is a checkpoint of another version of diffusion_utils: .*'width'",
+    ),
+    "new choice": (
+        lambda path: other_version(path, optimizer="soap"),
+        "is a checkpoint of another version of diffusion_utils: optim",
+    ),
+    "a folder": (lambda path: (path.unlink(), path.mkdir()), "cannot be read: Is a directory"),
+}
+
+
+@pytest.mark.parametrize("change, text", UNFIT.values(), ids=UNFIT)
+def test_a_checkpoint_that_cannot_be_used_is_an_error_that_says_why(tmp_path, whole, change, text):
     path = tmp_path / "checkpoint.pt"
     path.write_bytes((whole / "checkpoint.pt").read_bytes())
-    damage(path)
-    text = r"checkpoint.pt is damaged or not a checkpoint of diffusion_utils.*delete it to start"
-    with pytest.raises(ValueError, match=text):
+    change(path)
+    with pytest.raises((ValueError, OSError), match=f"^{path} {text}") as raised:
         run(tmp_path, resume=True)
+    assert "delete" not in str(raised.value) and "\n" not in str(raised.value) and path.exists()
+
+
+def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(whole, tmp_path, as_nobody):
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes((whole / "checkpoint.pt").read_bytes())
+    path.chmod(0)
+    said = as_nobody(lambda: load_checkpoint(path))
+    assert said == f"PermissionError: {path} cannot be read: Permission denied"
+
+
+LOGS = {
+    "a list": b"[]\n",
+    "another record": b'{"loss": 1}\n',
+    "words": b"epoch 1 of 3\nepoch 2 of 3\n",
+    "the last words": b'{"step": 1, "loss": 2}\nepoch 2',
+    "not the last line": b'{"step": 1, "lo\n{"step": 2, "loss": 2}\n',
+    "binary": b"\x80\x81\x00\xff" * 9,
+}
+
+
+@pytest.mark.parametrize("contents", LOGS.values(), ids=LOGS)
+def test_a_foreign_log_is_an_error_and_stays(tmp_path, contents):
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(contents)
+    for resume in (False, True):
+        with pytest.raises(ValueError, match=f"^line [12] of {path} is no record of a run: move that file away, or"):
+            run(tmp_path, resume=resume)
+    assert path.read_bytes() == contents and not (tmp_path / "checkpoint.pt").exists()
 
 
 def test_a_missing_checkpoint_is_an_error(tmp_path):
@@ -297,21 +360,21 @@ def test_a_lost_log_does_not_stop_the_run(tmp_path):
     assert [r["step"] for r in read_log(tmp_path / "log.jsonl")] == list(range(6, 13))
 
 
-def test_a_crash_while_saving_keeps_the_checkpoint_before(tmp_path, whole, monkeypatch):
-    save, calls = torch.save, []
+def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, whole, monkeypatch):
+    write, calls = Path.write_bytes, []
 
-    def fails(state, path):
+    def fails(path, contents):
         calls.append(path)
         if len(calls) == 2:
-            Path(path).write_bytes(b"half")
-            raise OSError("No space left on device")
-        save(state, path)
+            write(path, bytes(contents)[:99])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, contents)
 
-    monkeypatch.setattr(torch, "save", fails)
+    monkeypatch.setattr(Path, "write_bytes", fails)
     with pytest.raises(OSError, match="No space left"):
         run(tmp_path)
     assert load_checkpoint(tmp_path / "checkpoint.pt")["step"] == 5
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.pt", "log.jsonl"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "checkpoint.pt", "log.jsonl"]
     run(tmp_path, resume=True)
     assert_equal_runs(tmp_path, whole)
 
@@ -543,3 +606,65 @@ def test_two_processes_that_are_resumed_train_the_same_network_as_one(tmp_path, 
     assert min(moved[k] for k in untrained if k.endswith("weight")) > 1e-3  # so "close" says something
     logs = [read_log(tmp_path / name / "log.jsonl") for name in ("one", "two")]
     assert [r["step"] for r in logs[0]] == [r["step"] for r in logs[1]] == [4, 8]
+
+
+# ---------------------------------------------------------------- one run per folder
+
+HOLD = """
+import sys, time
+from diffusion_utils.training.checkpoints import only_run
+from pathlib import Path
+with only_run(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_second_run_in_a_folder_is_refused_until_the_first_is_dead(tmp_path):
+    out = tmp_path / "new" / "run"
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLD, out],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    try:
+        assert other.stdout.readline() == "held\n"
+        for resume in (False, True):
+            with pytest.raises(FileExistsError, match=f"another run is going on in {out}: wait for it, or"):
+                run(out, resume=resume)
+        assert [p.name for p in out.iterdir()] == [".lock"]  # not even a log
+    finally:
+        other.kill()  # -9: it cannot tidy up
+        other.wait()
+    assert run(out).step == 12
+
+
+def test_a_lock_of_somebody_else_is_no_other_run(tmp_path, as_nobody):
+    (tmp_path / ".lock").touch(mode=0o600)
+    if os.getuid():
+        (tmp_path / ".lock").chmod(0)
+
+    def hold():
+        with only_run(tmp_path):
+            pass
+
+    assert as_nobody(hold) == f"PermissionError: [Errno 13] Permission denied: '{tmp_path}/.lock'"
+
+
+def test_an_interrupted_cell_may_go_on_in_the_same_process(tmp_path, whole):
+    first = train(config(), pictures(), tmp_path)
+    while next(first).step < 5:  # left standing there, as an interrupted cell's is
+        pass
+    run(tmp_path, resume=True)
+    assert_equal_runs(tmp_path, whole)
+
+
+def test_a_folder_is_free_again_after_an_error(tmp_path):
+    def fails():
+        raise OSError("no room")
+
+    with pytest.raises(OSError, match="no room"):
+        next(train(config(), pictures(), tmp_path, begin=fails))
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "log.jsonl"]
+    assert run(tmp_path).step == 12

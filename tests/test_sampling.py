@@ -11,7 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusion_utils.prediction import Denoiser
-from diffusion_utils.sampling import SAMPLERS, SPACINGS, Noise, ddim, ddpm, dpm_solver_pp, sample, timesteps, trajectory
+from diffusion_utils.sampling import (
+    SAMPLERS,
+    SPACINGS,
+    Noise,
+    ddim,
+    ddpm,
+    dpm_solver_pp,
+    fold,
+    generator,
+    sample,
+    timesteps,
+    trajectory,
+)
 from diffusion_utils.schedule import Schedule, cosine, linear, make_schedule
 
 quick = settings(deadline=None, max_examples=25)
@@ -619,3 +631,47 @@ def test_an_unknown_sampler_is_refused():
 def test_no_seeds_are_refused():
     with pytest.raises(ValueError, match="at least one seed: one picture is drawn per seed"):
         sample(denoiser(), [], SHAPE)
+
+
+@every_sampler
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_guess_that_is_not_finite_is_no_black_picture(sampler, value):
+    def broken(x, t):
+        return torch.where(t.reshape(-1, 1, 1, 1) < 500, value, x)
+
+    broken.schedule = cosine(1000)
+    with pytest.raises(FloatingPointError, match="the guess at timestep 499 is not finite"):
+        sample(broken, [0], (3, 8, 8), sampler, 10)
+
+
+# Seeds
+
+
+def test_seeds_of_32_bits_are_torchs_own_and_larger_ones_draw_something_else():
+    for seed in (0, 1, 2**31, 2**32 - 1):
+        expected = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
+        assert torch.equal(Noise([seed], SHAPE)(), expected)
+        assert fold(seed) == seed
+    seeds = [0, 1, 2**32 - 1, 2**32, 2**32 + 1, 2**33, 2**40, 2**62, 2**63 - 1]
+    assert len(Noise(seeds, SHAPE)().unique(dim=0)) == len({fold(s) for s in seeds}) == len(seeds)
+
+
+@pytest.mark.parametrize(
+    "seeds, text",
+    [
+        (3, r"seeds must be a list of whole numbers, such as range\(4\), not 3"),
+        ([0.5], r"whole numbers.*not \[0.5\]"),
+        (["a"], "whole numbers"),
+        (None, "whole numbers"),
+        ([], "at least one seed"),
+        ([-1], r"seed must lie in \[0, 9223372036854775807\], not -1"),
+        (range(2**63 - 2, 2**63 + 2), "seed must lie in .* not 9223372036854775808"),
+    ],
+)
+def test_seeds_that_are_none_are_refused(seeds, text):
+    denoiser = Denoiser(lambda x, t: x, cosine(10), "sample")
+    with pytest.raises(ValueError, match=text):
+        sample(denoiser, seeds, SHAPE, steps=2)
+    for seed in seeds if isinstance(seeds, list) else ():
+        with pytest.raises(ValueError, match=text):
+            generator(seed)

@@ -238,3 +238,10 @@ def test_a_wrong_number_of_timesteps_is_refused():
         linear(10).add_noise(torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 4), torch.tensor([1, 2, 3]))
     with pytest.raises(ValueError, match="timesteps must be integers"):
         linear(10).add_noise(torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 4), 0.5)
+
+
+def test_noise_is_put_on_float_pictures_only():
+    pictures = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
+    for images in (pictures, pictures.numpy()):
+        with pytest.raises(ValueError, match="expected a tensor of float pictures in .*: see data.to_float"):
+            cosine(10).add_noise(images, images, 3)

@@ -5,6 +5,8 @@ last ones read the real data as well.
 """
 
 import os
+import runpy
+import shutil
 import sys
 import types
 import warnings
@@ -19,10 +21,13 @@ from scipy.io import loadmat, savemat
 from torchvision.datasets import StanfordCars
 
 from diffusion_utils import files
-from diffusion_utils.data import stanford_cars
-from diffusion_utils.data.stanford_cars import BODY_TYPES, CarPictures, body_type, crop, is_held_out, load, load_folder
+from diffusion_utils.commands import main
+from diffusion_utils.data import pictures, sets, stanford_cars
+from diffusion_utils.data.pictures import crop, is_held_out, load_folder
+from diffusion_utils.data.stanford_cars import BODY_TYPES, CarPictures, body_type, load
 
 CLASSES = [f"Make Model {i}" for i in range(196)]
+CORNERS = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2")
 GREY, RED = (90, 90, 90), (255, 0, 0)
 
 
@@ -45,8 +50,7 @@ def frame(size=(200, 150), box=(60, 50, 140, 110), colour=RED):
 
 def write_annotations(path, rows, name="annotations"):
     """Rows of (fname, class, x1, y1, x2, y2), as in the real file: 1-based, inclusive, uint16."""
-    kind = [(f"bbox_{corner}", object) for corner in ("x1", "y1", "x2", "y2")]
-    table = np.empty((1, len(rows)), [*kind, ("class", object), ("fname", object)])
+    table = np.empty((1, len(rows)), [(name, object) for name in (*CORNERS, "class", "fname")])
     for i, (file, label, *box) in enumerate(rows):
         table[0, i] = (*(np.uint16([[x]]) for x in box), np.uint8([[label]]), file)
     savemat(path, {name: table})
@@ -136,6 +140,124 @@ def test_the_folder_is_found_by_the_variable_or_beside_the_caller(tmp_path, monk
     assert len(load(size=16).images) == 3
     monkeypatch.setenv("STANFORD_CARS_ROOT", str(tmp_path / "elsewhere" / "stanford_cars"))
     assert len(load(size=16).images) == 3
+
+
+# ---------------------------------------------------------------- other layouts
+
+
+def torchvisions(base):
+    pass
+
+
+def unpacked_into_themselves(base):
+    """As Kaggle serves the archives, with the devkit where its own archive puts it."""
+    for split in ("train", "test"):
+        (base / f"cars_{split}").rename(base / "pictures")
+        (base / f"cars_{split}").mkdir()
+        (base / "pictures").rename(base / f"cars_{split}/cars_{split}")
+    (base / "car_devkit").mkdir()
+    (base / "devkit").rename(base / "car_devkit/devkit")
+
+
+def all_in_devkit(base):
+    (base / "cars_test_annos_withlabels.mat").rename(base / "devkit/cars_test_annos_withlabels.mat")
+
+
+def one_archive(base):
+    """car_ims/000001.jpg … with cars_annos.mat for both splits, which says the classes, too."""
+    (base / "car_ims").mkdir()
+    rows, kind = [], [(name, object) for name in ("relative_im_path", *CORNERS, "class", "test")]
+    for split in ("train", "test"):
+        for file, box, label in stanford_cars.read_annotations(base, split)[0]:
+            name = f"car_ims/{len(rows) + 1:06d}.jpg"
+            file.rename(base / name)
+            x1, y1, x2, y2 = (np.uint16([[round(x)]]) for x in np.add(box, (1, 1, 0, 0)))
+            rows.append((name, x1, y1, x2, y2, np.uint8([[label + 1]]), np.uint8([[split == "test"]])))
+    table = np.empty((1, len(rows)), kind)
+    for i, row in enumerate(rows):
+        table[0, i] = row
+    savemat(base / "cars_annos.mat", {"annotations": table, "class_names": np.array([CLASSES], dtype=object)})
+    shutil.rmtree(base / "devkit")
+    (base / "cars_test_annos_withlabels.mat").unlink()
+
+
+def a_folder_per_class(base):
+    """car_data/car_data/train/CLASS/00001.jpg …, with the boxes as CSV."""
+    (base / "names.csv").write_text("".join(f"{name}\n" for name in CLASSES))
+    for split in ("train", "test"):
+        lines = []
+        for file, (x1, y1, x2, y2), label in stanford_cars.read_annotations(base, split)[0]:
+            where = base / "car_data/car_data" / split / CLASSES[label].replace("/", "-")
+            where.mkdir(parents=True)
+            file.rename(where / file.name)
+            lines.append(f"{file.name},{x1 + 1:.0f},{y1 + 1:.0f},{x2:.0f},{y2:.0f},{label + 1}\n")
+        (base / f"anno_{split}.csv").write_text("".join(lines))
+    shutil.rmtree(base / "devkit")
+    (base / "cars_test_annos_withlabels.mat").unlink()
+
+
+LAYOUTS = [torchvisions, unpacked_into_themselves, all_in_devkit, one_archive, a_folder_per_class]
+
+
+@pytest.mark.filterwarnings("ignore:.*car_ims/ numbers")
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_cars_are_read_as_people_have_them(tmp_path, monkeypatch, layout):
+    for split in ("train", "test"):
+        make(tmp_path, split=split)
+    expected = {split: load(tmp_path, split, 16) for split in ("train", "test")}
+    layout(tmp_path / "stanford_cars")
+    monkeypatch.setenv("STANFORD_CARS_ROOT", str(tmp_path))
+    for split, before in expected.items():
+        cars = load(split=split, size=16)
+        assert torch.equal(cars.images, before.images) and torch.equal(cars.labels, before.labels)
+        assert cars.classes == CLASSES and isinstance(cars.part(True), CarPictures)
+        if layout is not one_archive:  # held out are the same ones
+            assert cars.names == before.names
+
+
+def test_another_numbering_is_said(tmp_path):
+    for split in ("train", "test"):
+        make(tmp_path, split=split)
+    one_archive(tmp_path / "stanford_cars")
+    with pytest.warns(UserWarning, match="car_ims/ numbers the cars in its own way, so that others are held out"):
+        load(tmp_path, size=16)
+    (tmp_path / "stanford_cars/car_ims").rename(tmp_path / "stanford_cars/cars_train")
+    with pytest.raises(FileNotFoundError, match="cars_annos.mat describes the pictures of car_ims/, .* need devkit/"):
+        load(tmp_path, size=16)
+
+
+def test_an_unknown_layout_lists_what_was_looked_for_and_what_was_found(tmp_path):
+    for name in ("cars", "labels", *"abcdefgh"):
+        (tmp_path / "mine" / name).mkdir(parents=True)
+    text = "there is no cars_train_annos.mat, cars_annos.mat, anno_train.csv in it .*, only a/, b/, c/, .*, …"
+    with pytest.raises(FileNotFoundError, match=f"mine is not in a layout .*{text}.*download"):
+        load(tmp_path / "mine")
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_variable_that_points_nowhere_is_refused(tmp_path, monkeypatch, there):
+    make(tmp_path / "data")  # another copy, which was not asked for
+    if there:
+        (tmp_path / "nowhere").mkdir()
+    monkeypatch.setenv("STANFORD_CARS_ROOT", str(tmp_path / "nowhere"))
+    for call in (stanford_cars.find, load, lambda: sets.load("stanford_cars", 16)):
+        with pytest.raises(FileNotFoundError, match="STANFORD_CARS_ROOT points at .*nowhere. .*Get the data"):
+            call()
+    monkeypatch.setenv("STANFORD_CARS_ROOT", "")  # as if it were not set
+    assert stanford_cars.find() == Path("data")
+
+
+def test_the_variable_knows_the_home_folder(tmp_path, monkeypatch):
+    make(tmp_path / "home/cars")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))
+    monkeypatch.setenv("STANFORD_CARS_ROOT", "~/cars")
+    assert stanford_cars.find() == tmp_path / "home/cars" and len(load("~/cars", size=16).images) == 4
+
+
+def test_a_copy_in_the_working_directory_is_found(tmp_path):
+    make(tmp_path)
+    assert stanford_cars.find() == Path("stanford_cars") and len(load(size=16).images) == 4
 
 
 # ---------------------------------------------------------------- what to hold out
@@ -268,7 +390,7 @@ def test_shrinking_averages_over_all_pixels():
     assert np.abs(result - 127.5).max() < 8
 
 
-@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "LA", "1", "I", "RGB"])
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "LA", "1", "RGB"])
 def test_every_kind_of_picture_becomes_rgb(mode):
     image = frame().convert("L" if mode == "LA" else "RGB").convert(mode)
     result = crop(image, (60, 50, 140, 110), 24)
@@ -369,7 +491,7 @@ def test_a_missing_folder_says_how_to_get_the_data(tmp_path):
 
 def test_a_missing_split_names_the_file(tmp_path):
     make(tmp_path)
-    with pytest.raises(FileNotFoundError, match="cars_test_annos_withlabels.mat does not exist"):
+    with pytest.raises(FileNotFoundError, match="there is no cars_test_annos_withlabels.mat"):
         load(tmp_path, split="test")
 
 
@@ -394,6 +516,17 @@ def test_a_wrong_annotation_file_is_an_error(tmp_path, damage):
         load(tmp_path, size=16)
 
 
+@pytest.mark.parametrize("contents", [b"<html>404</html>", b"", None])
+def test_a_wrong_file_of_class_names_is_the_one_that_is_blamed(tmp_path, contents):
+    meta = make(tmp_path) / "stanford_cars/devkit/cars_meta.mat"
+    if contents is None:
+        savemat(meta, {"other": 1})
+    else:
+        meta.write_bytes(contents)
+    with pytest.raises(ValueError, match="cars_meta.mat does not hold the classes' names"):
+        load(tmp_path, size=16)
+
+
 @pytest.mark.parametrize("size", [0, -64, 7, 64.0, "64", None])
 def test_a_bad_size_is_an_error(tmp_path, size):
     make(tmp_path)
@@ -410,7 +543,7 @@ def test_a_bad_folder_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere is not a folder"):
         load_folder(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"empty holds no pictures \(.*\.jpg"):
+    with pytest.raises(ValueError, match=r"empty holds no pictures .*\.jpg"):
         load_folder(tmp_path / "empty")
     (tmp_path / "empty" / "a.png").write_text("no")
     with pytest.raises(ValueError, match="not one readable picture; the first: a.png"):
@@ -421,8 +554,8 @@ def test_a_bad_folder_is_an_error(tmp_path):
 
 
 def count_reads(monkeypatch):
-    reads, read = [], stanford_cars._read
-    monkeypatch.setattr(stanford_cars, "_read", lambda file, *rest: (reads.append(file), read(file, *rest))[1])
+    reads, read = [], pictures._read
+    monkeypatch.setattr(pictures, "_read", lambda file, *rest: (reads.append(file), read(file, *rest))[1])
     return reads
 
 
@@ -509,6 +642,20 @@ def test_a_download_returns_its_folder(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "kagglehub", fake)
     assert len(load(stanford_cars.download(), size=16).images) == 4
     assert asked == [stanford_cars.KAGGLE_DATASET]
+
+
+@pytest.mark.parametrize("words", [["--help"], ["stanford_cars"], ["--split", "test"], ["--out", "x"]])
+def test_only_the_bare_command_downloads(monkeypatch, words):
+    def fail(name):
+        raise AssertionError("a download has begun")
+
+    monkeypatch.setitem(sys.modules, "kagglehub", types.SimpleNamespace(dataset_download=fail))
+    with pytest.raises(SystemExit):
+        main(["download", *words])
+    monkeypatch.setattr(sys, "argv", ["stanford_cars", *words])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it has been imported before
+        runpy.run_module("diffusion_utils.data.stanford_cars", run_name="__main__")
 
 
 # ---------------------------------------------------------------- the real data

@@ -316,3 +316,26 @@ def test_captions_say_colour_year_make_and_body_type():
     assert texts[1][0] == "a black 2007 Ford pickup" and texts == car_captions.captions(cars)
     with pytest.raises(ValueError, match="class names"):
         car_captions.captions(CarPictures(images, ["1"], torch.tensor([-1] * 3), [], []))
+
+
+def test_words_that_are_none_are_refused(tiny_denoiser):
+    network = {"name": "text_to_image", "net": {"name": "resnet", "channels": [8, 8], "attention": [2]}}
+    denoiser, _ = tiny_denoiser(network={**network, "words": ["a", "van"], "length": 3, "text_dim": 8})
+    x, t = torch.zeros(2, 3, 8, 8), torch.zeros(2, dtype=torch.int64)
+    good = denoiser.net.tokenizer.encode(["a van", ""])
+    denoiser(x, t, good)
+    for cond, text in (
+        (good + 1, r"words are numbers in \[0, 2\]: make them with tokenizer.encode"),
+        (good - 1, "words are numbers in"),
+        (good.float(), "the network takes words as int64, not torch.float32"),
+        (good[:1], r"the network takes a cond of shape \(2, 3\), not \(1, 3\)"),
+        (good[:, :2], r"a cond of shape \(2, 3\), not \(2, 2\)"),
+        (["a van", ""], "not list"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            denoiser(x, t, cond)
+    classes, _ = tiny_denoiser(conditions={"red": 0.5, "blue": 0.5})
+    with pytest.raises(ValueError, match="the network takes conditions as floats, not torch.int64"):
+        classes(x, t, torch.eye(2).long())
+    with pytest.raises(ValueError, match="length must be at least 1 word, not 0"):
+        Tokenizer.from_captions(["a van"], length=0)

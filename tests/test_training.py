@@ -289,7 +289,7 @@ def test_batches_depend_on_seed_and_step_alone():
     assert all(torch.equal(a, b) for a, b in zip(first, again))
 
 
-@pytest.mark.parametrize("other", [{"step": 6}, {"seed": 1}, {"seed": 7}, {"seed": -1}])
+@pytest.mark.parametrize("other", [{"step": 6}, {"seed": 1}, {"seed": 7}, {"seed": 2**63 - 1}])
 def test_another_step_or_seed_gives_another_batch(other):
     """Torch's CPU generator reads only 32 bits of a seed; the run's seed must be among them."""
     images, seed = pictures(count=50), other.get("seed", 0)
@@ -595,7 +595,7 @@ def test_precisions_can_follow_each_other_in_one_process():
         ({"images": 0}, "images must be greater than 0"),
         ({"batch_size": 0}, "batch_size must be greater than 0"),
         ({"learning_rate": -1e-3}, "learning_rate must be greater than 0"),
-        ({"learning_rate": float("nan")}, "learning_rate must be greater than 0, not nan"),
+        ({"learning_rate": float("nan")}, "learning_rate must be a finite number, not nan"),
         ({"log_every": 0}, "log_every must be greater than 0"),
         ({"checkpoint_every": 0}, "checkpoint_every must be greater than 0"),
         ({"ema_decay": 1.0}, r"ema_decay must lie in \[0, 1\)"),
@@ -612,7 +612,15 @@ def test_precisions_can_follow_each_other_in_one_process():
         ({"min_snr_gamma": 5.0, "snr_floor": 1.0, "prediction_type": "epsilon"}, "floor/SNR, without limit"),
         ({"min_snr_gamma": 5.0, "objective": "consistency"}, "leave min_snr_gamma out"),
         ({"sigma_data": 0.0}, "sigma_data must be greater than 0, not 0.0"),
-        ({"sigma_data": float("nan")}, "sigma_data must be greater than 0, not nan"),
+        ({"learning_rate": float("inf")}, "learning_rate must be a finite number, not inf"),
+        ({"weight_decay": float("nan")}, "weight_decay must be a finite number, not nan"),
+        ({"steps": 2.5}, "steps must be a whole number, not 2.5"),
+        ({"batch_size": "8"}, "batch_size must be a whole number, not '8'"),
+        ({"flip": "no"}, "flip must be true or false, not 'no'"),
+        ({"network": "resnet"}, "network must be a dict, not 'resnet'"),
+        ({"network": {}}, "network needs a name, such as .'name': 'resnet'., not {}"),
+        ({"seed": -1}, r"seed must lie in \[0, 9223372036854775807\], not -1"),
+        ({"sigma_data": float("nan")}, "sigma_data must be a finite number, not nan"),
     ],
 )
 def test_a_bad_configuration_is_an_error(change, text):
@@ -630,21 +638,38 @@ def test_a_bad_configuration_is_an_error(change, text):
         ({"sigma_data": None}, "say what to train"),
         ({"prediction_type": "epsilon", "zero_terminal_snr": True}, "epsilon prediction cannot"),
         ({"network": {**TINY, "channels": [8] * 4}}, "multiples of the network's stride, 16"),
+        ({"network": {**TINY, "picture_channels": 4}}, "a picture of 3 channels cannot pass"),
     ],
 )
-def test_what_cannot_be_built_is_an_error_at_the_start(change, text):
+def test_what_cannot_be_built_is_an_error_at_the_start(tmp_path, change, text):
     with pytest.raises(ValueError, match=text):
-        list(train(config(**change), pictures()))
+        list(train(config(**change), pictures(), tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(
-    "images",
-    [pictures().float(), pictures()[0], pictures()[:0], torch.zeros(3, dtype=torch.uint8)],
-    ids=["float", "one picture", "none", "a row"],
-)
-def test_bad_pictures_are_an_error(images):
-    with pytest.raises(ValueError, match=r"must be a uint8 tensor \(N, 3, H, W\), or latents, float32"):
+NO_PICTURES = {  # what is no set of pictures, and what is said of it
+    "0 to 255": (pictures().float(), r"not torch.float32 \(12, 3, 8, 8\)"),
+    "0 to 1": (torch.rand(10, 3, 16, 16), "numbers from 0.* to 1 look like pictures, so give them as uint8"),
+    "-1 to 1": (to_float(pictures()), "numbers from -1 to 1 look like pictures, so give them as uint8"),
+    "half precision": (torch.randn(10, 3, 8, 8).half(), "not torch.float16"),
+    "not finite": (torch.full((2, 3, 8, 8), float("nan")), "not torch.float32"),
+    "one picture": (pictures()[0], r"with N ≥ 1, not Tensor \(3, 8, 8\)"),
+    "none": (pictures()[:0], r"with N ≥ 1, not Tensor \(0, 3, 8, 8\)"),
+    "a row": (torch.zeros(3, dtype=torch.uint8), r"not Tensor \(3,\)"),
+    "numpy": (pictures().numpy(), r"not ndarray \(12, 3, 8, 8\)"),
+    "a list": ([pictures()], "not list$"),
+}
+
+
+@pytest.mark.parametrize("images, text", NO_PICTURES.values(), ids=NO_PICTURES)
+def test_bad_pictures_are_an_error(images, text):
+    with pytest.raises(ValueError, match=r"must be a uint8 tensor \(N, 3, H, W\), 0 … 255, or latents of v.*" + text):
         next(train(config(), images))
+
+
+def test_latents_are_floats_of_variance_1():
+    latents = torch.randn(12, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert next(train(config(network={**TINY, "picture_channels": 4}), latents)).loss > 0
 
 
 def test_numbers_that_explode_end_the_run_with_advice():
@@ -667,3 +692,31 @@ def test_a_loss_that_is_not_finite_spares_the_good_checkpoint(tmp_path, monkeypa
     state = load_checkpoint(tmp_path / "checkpoint.pt")
     assert state["step"] == 3
     assert all(value.isfinite().all() for value in state["net"].values())
+
+
+WEIGHTS_BREAK = {  # how a step of AdamW with a finite loss leaves them
+    "too large for half precision": ({"learning_rate": 1e6}, "the largest weight is 1e[+]06 after 1 steps"),
+    "infinite": ({"learning_rate": 3e38, "weight_decay": 1e3}, "the largest weight is (inf|nan) after 1 steps"),
+}
+
+
+@pytest.mark.parametrize("options, text", WEIGHTS_BREAK.values(), ids=WEIGHTS_BREAK)
+def test_weights_that_cannot_be_stored_are_not(tmp_path, options, text):
+    run = config(steps=1, warmup_steps=0, decay_fraction=0.0, **options)
+    with pytest.raises(FloatingPointError, match=f"{text}: lower learning_rate"):
+        list(train(run, pictures(), tmp_path))
+    assert not (tmp_path / "checkpoint.pt").exists() and (tmp_path / "log.jsonl").read_text() == ""
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_spares_the_good_checkpoint(tmp_path, monkeypatch, broken):
+    clip, calls = torch.nn.utils.clip_grad_norm_, []
+
+    def breaks(*args, **options):  # as if the numbers had grown too large for the norm, not yet for the weights
+        calls.append(1)
+        return clip(*args, **options) * (broken if len(calls) == 4 else 1)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", breaks)
+    with pytest.raises(FloatingPointError, match=f"the length of the gradient is {broken} after 4 steps"):
+        list(train(config(checkpoint_every=1), pictures(), tmp_path))
+    assert load_checkpoint(tmp_path / "checkpoint.pt")["step"] == 3

@@ -244,3 +244,29 @@ def test_the_prompt_box_fits_the_page(images):
     assert int(box.children[2].layout.width.removesuffix("px")) <= widgets.WIDEST
     small = widgets.prompt_box(lambda *_: images[:1], "", height=100)
     assert small.children[2].layout.width == "131px"  # 16 × 21 pixels, 100 high
+
+
+def test_a_widget_whose_function_fails_says_so_and_goes_on(images):
+    def draw(prompt, scale, seed):
+        if prompt == "stop":
+            raise KeyboardInterrupt
+        if "<b>" in prompt:
+            raise ValueError(f"no {prompt} here")
+        return images.numpy() if prompt == "array" else images
+
+    box = widgets.prompt_box(draw, "a <b> car")
+    (text, _, _), label = box.children[0].children, box.children[1]
+    assert label.value == "this did not work: no a &lt;b&gt; car here"
+    text.value = "car"
+    assert "<b>car</b>" in label.value
+    text.value = "array"
+    assert "expected a tensor of pictures, not ndarray" in label.value
+    with pytest.raises(KeyboardInterrupt):
+        text.value = "stop"
+    assert label.value == "interrupted"
+
+    box = widgets.frame_slider([b"a", b"b"], lambda k: str(1 // k), "k")
+    slider, label, _ = box.children
+    assert "division" in label.value
+    slider.value = 1
+    assert label.value == "1"

@@ -7,10 +7,12 @@ from pathlib import Path
 import torch
 
 from diffusion_utils import pipeline, pretrained
+from diffusion_utils.checks import check_file
 from diffusion_utils.commands.sample import DEVICE, Weights
 from diffusion_utils.data import sets
 from diffusion_utils.evaluation import Reference, features
 from diffusion_utils.files import write_json
+from diffusion_utils.networks import count_parameters
 from diffusion_utils.pipeline import AS_ADVISED, Drawing
 
 LEAST = 4  # precision and recall look at the third nearest other picture
@@ -47,17 +49,17 @@ def evaluate(
     """
     if count < LEAST:
         raise ValueError(f"--count must be at least {LEAST}")
-    if out and out.is_dir():
-        raise ValueError(f"--out {out} is a folder: give the name of a file")
+    if out is not None:
+        check_file(out)
+        if out.suffix.lower() != ".json":
+            raise ValueError(f"--out {out}: the result is written as JSON, so let its name end in .json")
     # What can go wrong goes wrong here, before the minutes of drawing.
     seeds, options = range(seed, seed + count), vars(drawing)
     pipe = pipeline.load(weights, device)
     pipe.guided(seeds, condition, prompt, **options)
     how = pipe.settled(condition, **options)
     features.extractor(extractor).to(device)
-    # Toy cars learnt with captions keep out kinds of car, not single pictures.
-    captioned = data == "toy_cars" and "prompts" in pipe.card
-    pictures = sets.load(data, pipe.size, "caption" if captioned else None)
+    pictures = sets.load_like(pipe.card, data)
     if len(pictures.held_out) < LEAST or torch.equal(pictures.images, pictures.held_out):
         raise ValueError(f"{data} holds too few pictures to keep {LEAST} of them out of training")
     started = time.perf_counter()
@@ -68,7 +70,7 @@ def evaluate(
     reference = Reference(pictures.images, pictures.held_out, extractor, flips=flip)
     result = {
         "weights": weights,
-        "parameters": pipe.card["parameters"],
+        "parameters": count_parameters(pipe.denoiser.net),
         "data": pictures.description,
         "size": pipe.size,
         **{name: value for name, value in asdict(how).items() if value is not None},
@@ -84,7 +86,7 @@ def evaluate(
         f"{len(pictures.held_out)} held-out ones, by {extractor}"
     )
     print(table(result))
-    if out:
+    if out is not None:
         write_json(out, result)
 
 

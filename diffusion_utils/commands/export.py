@@ -22,9 +22,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from diffusion_utils import pipeline
+from diffusion_utils import pipeline, pretrained
+from diffusion_utils.checks import check_folder
 from diffusion_utils.files import write_atomically, write_json
 from diffusion_utils.guidance import Guided, chosen_by_seed
+from diffusion_utils.networks import count_parameters
 from diffusion_utils.pipeline import Pipeline
 
 OPSET = 20
@@ -38,6 +40,12 @@ def export(weights: tuple[str, ...], out: Path) -> None:
         weights: Names (see the README) or paths of .safetensors files, of networks that take a condition.
         out: The folder to write to; made where it does not exist.
     """
+    check_folder(out, endings=(".onnx", ".json"))
+    stems = [Path(name).stem for name in weights]
+    if not weights or len(set(stems)) < len(stems):
+        raise ValueError("--weights: give at least one, and no two of one name: each becomes a file of that name")
+    for name in weights:
+        pretrained.card(name)  # is it there?
     for name in weights:
         path = write_onnx(name, out)
         print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
@@ -154,14 +162,14 @@ def smaller(model):
 
 def description(pipe: Pipeline) -> dict:
     """What it takes, besides the graph, to draw with it."""
-    card, how = pipe.card, pipe.drawing
+    card, how = pipe.card, pipe.settled()
     if "prompts" in card:
         knows = {key: card["network"][key] for key in ("words", "length")}
     else:
         shares = list(card["conditions"].values())
         knows = {"conditions": card["conditions"], "chosen": chosen_by_seed(shares, range(SEEDS)).tolist()}
     return {
-        "parameters": card["parameters"],
+        "parameters": count_parameters(pipe.denoiser.net),
         "size": pipe.size,
         "images_seen": card.get("images_seen"),
         "licence": card.get("licence"),

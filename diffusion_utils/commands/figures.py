@@ -19,7 +19,8 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
 from diffusion_utils import pipeline, pretrained
-from diffusion_utils.data import stanford_cars, to_float, to_uint8, toy_cars
+from diffusion_utils.checks import check_folder, suggestions
+from diffusion_utils.data import pictures, stanford_cars, to_float, to_uint8, toy_cars
 from diffusion_utils.data.captions import captions as all_captions
 from diffusion_utils.evaluation import features
 from diffusion_utils.evaluation.metrics import nearest
@@ -42,7 +43,8 @@ def figures(names: tyro.conf.Positional[tuple[str, ...]] = (), out: Path = Path(
     """
     unknown = [name for name in names if name not in FIGURES]
     if unknown:
-        raise ValueError(f"no figure named {unknown[0]!r}: choose among {', '.join(FIGURES)}")
+        raise ValueError(f"no figure named {unknown[0]!r}: choose one of {suggestions(unknown[0], FIGURES)}")
+    check_folder(out, endings=(*Image.registered_extensions(), ".svg"))
     for name in names or FIGURES:
         print(FIGURES[name](out))
 
@@ -110,10 +112,10 @@ def crops():
     sources, _ = stanford_cars.read_annotations(root, "train")
     height, width, gap = 168, 224, 8
     sheet = Image.new("RGB", (4 * (width + gap) - gap, 2 * height + gap), "white")
-    held_out = [s for s in sources if stanford_cars.is_held_out(s[0].name)]
+    held_out = [s for s in sources if pictures.is_held_out(s[0].name)]
     for column, (file, box, _) in enumerate(held_out[:4]):
         frame = Image.open(file).convert("RGB")
-        window = stanford_cars.window(box, frame.size)
+        window = pictures.window(box, frame.size)
         # Room for the part of the window that leaves the photograph.
         left, top = min(0, window[0]), min(0, window[1])
         all_width, all_height = max(frame.width, window[2]) - left, max(frame.height, window[3]) - top
@@ -126,7 +128,7 @@ def crops():
             draw.rectangle([(v - o) * scale for v, o in zip(edges, (left, top) * 2)], outline=colour, width=2)
         x = column * (width + gap)
         sheet.paste(whole, (x, 0))
-        seen = stanford_cars.crop(frame, box, 64).resize((width, height), Image.Resampling.BICUBIC)
+        seen = pictures.crop(frame, box, 64).resize((width, height), Image.Resampling.BICUBIC)
         sheet.paste(seen, (x, height + gap))
     return np.array(sheet)
 

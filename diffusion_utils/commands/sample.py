@@ -9,9 +9,10 @@ import torch
 import tyro
 
 from diffusion_utils import pipeline, pretrained
+from diffusion_utils.checks import check_file
 from diffusion_utils.networks import TextToImage
 from diffusion_utils.pipeline import AS_ADVISED, Drawing
-from diffusion_utils.plotting import save_grid
+from diffusion_utils.plotting import picture_format, save_grid
 
 Weights = Annotated[
     str, tyro.conf.arg(help=f"One of {', '.join(pretrained.names())}; or the path of a .safetensors file.")
@@ -29,7 +30,7 @@ def sample(
     count: int = 64,
     columns: int = 8,
     enlarge: str | None = None,
-    noise_level: int = 100,
+    noise_level: int | None = None,
     device: str = DEVICE,
 ) -> None:
     """Draw pictures from trained weights.
@@ -39,7 +40,7 @@ def sample(
 
     Args:
         weights: A shipped name, or the path of a .safetensors file.
-        out: The picture to write, .png or .jpg.
+        out: The picture to write, .png, .jpg, .webp, or another ending that Pillow knows.
         drawing: How to draw; what is left out is as the weights' model card advises.
         condition: What the pictures show, one of the conditions that the weights know, such as pickup; "none":
             unconditional; default: each has one of its own, as often as in training.
@@ -48,15 +49,21 @@ def sample(
         count: How many pictures.
         columns: Pictures in a row of the grid.
         enlarge: Weights of a network for super-resolution, which draws the pictures again, larger.
-        noise_level: With --enlarge, the timestep whose noise is put on the small pictures first, 0 to 499.
+        noise_level: With --enlarge, the timestep whose noise is put on the small pictures first, 0 to 499;
+            default: 100.
         device: Where to draw, such as cpu or cuda.
     """
     if count < 1 or columns < 1:
         raise ValueError("--count and --columns must be at least 1")
+    if noise_level is not None and enlarge is None:
+        raise ValueError("--noise-level is about enlarging: give --enlarge, too, or leave it out")
+    check_file(out)
+    picture_format(out)
     seeds, options = range(seed, seed + count), vars(drawing)
     pipe = pipeline.load(weights, device)
-    larger = pipeline.load(enlarge, device) if enlarge else None
+    larger = None if enlarge is None else pipeline.load(enlarge, device)
     if larger:
+        noise_level = 100 if noise_level is None else noise_level
         larger.check_enlarging(noise_level)
     for text in prompt or ():
         if isinstance(pipe.denoiser.net, TextToImage) and (remark := pipe.denoiser.net.tokenizer.remark(text)):
@@ -67,5 +74,5 @@ def sample(
     if larger:
         pictures = larger.enlarge(pictures, seeds, noise_level)
     seconds = time.perf_counter() - started
-    save_grid(pictures, out, columns=columns)
+    save_grid(pictures, out, columns, pipe.aspect)
     print(f"{count} pictures in {seconds:.1f} s ({how.steps} steps of {how.sampler}): {out}")

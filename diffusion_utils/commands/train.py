@@ -1,5 +1,10 @@
 """Train a denoiser, an autoencoder, or a few-step student."""
 
+import errno
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -8,24 +13,34 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
-from diffusion_utils import pretrained, training
+from diffusion_utils import networks, pretrained, training
+from diffusion_utils.checks import check_folder
 from diffusion_utils.data import root_mean_square, sets, to_float
-from diffusion_utils.data.sets import PictureSet
+from diffusion_utils.data.pictures import ratio
+from diffusion_utils.data.sets import CONDITIONS, PictureSet
 from diffusion_utils.evaluation import error_per_timestep, reconstruction_quality
 from diffusion_utils.files import write_json
 from diffusion_utils.networks import Autoencoder, SuperResolution, count_macs, count_parameters
+from diffusion_utils.networks.blocks import check_size
 from diffusion_utils.networks.presets import default_network, default_size, for_latents
 from diffusion_utils.networks.super_resolution import low_resolution_cond, shrink
 from diffusion_utils.pipeline import UNCONDITIONAL, Drawing, Pipeline
 from diffusion_utils.plotting import save_grid
 from diffusion_utils.training import Run, StepRecord, TrainConfig
+from diffusion_utils.training.checkpoints import CHECKPOINT
 from diffusion_utils.training.config import BUDGET, FREE_ON_RESUME
 
 CONSISTENCY_DRAWING = {"sampler": "consistency", "steps": 2}
-ENTRIES = {"body_type": "conditions", "caption": "prompts"}  # where a model card says what a condition can be
 COUNTED = ("images_seen", "steps", "seconds")  # of a model card, those of the run's start included
-COLUMNS = 8
+COLUMNS, WEIGHTS = 8, "weights.safetensors"
 OPEN = TrainConfig(network=None, sigma_data=None)  # where the command line leaves out what depends on the pictures
+DIFFUSION = "prediction_type schedule num_train_timesteps zero_terminal_snr timestep_sampling min_snr_gamma".split()
+MEANT_FOR = {  # options that say something only where another one has one of these values
+    "kl_weight": ("objective", ("autoencoder",)),
+    "sigma_data": ("prediction_type", ("edm",)),
+    "cond_dropout": ("condition", tuple(name for name in CONDITIONS if name != "low_resolution")),
+    **dict.fromkeys(DIFFUSION, ("objective", ("denoising", "consistency"))),
+}
 
 
 def train(run: Run) -> None:
@@ -35,41 +50,56 @@ def train(run: Run) -> None:
     weights.safetensors with its model card.  Ctrl-C saves and leaves; --resume goes on.  On several GPUs:
     accelerate launch -m diffusion_utils train …
     """
+    check_folder(run.out)
+    if (run.out / WEIGHTS).exists() and not (run.out / CHECKPOINT).exists():
+        raise FileExistsError(f"{run.out} holds {WEIGHTS}, but no run to go on with: choose another folder")
     job = prepare(run)
-    run, config, bar, record = job.run, job.run.config, None, None
+    with _sentence_for_full_disk(run.out):
+        _train(job)
+
+
+def _train(job: "Job") -> None:
+    """Train, and keep what it leaves."""
+    run, config, bar = job.run, job.run.config, None
     is_main = Accelerator().is_main_process  # of several, one writes and talks
-    begun = run.resume and (run.out / "checkpoint.pt").exists()
+    begun = run.resume and (run.out / CHECKPOINT).exists()
     if run.resume and not begun and is_main:
         print(f"{run.out} holds no checkpoint yet: starting the run there")
     start = pretrained.load(run.start).net if run.start and not begun else None
-    for record in training.train(config, job.images, run.out, run.resume, job.cond, start):
-        if not is_main:
-            continue
-        if bar is None:
-            job.write()
-            bar = tqdm(total=100, unit="%", bar_format="{l_bar}{bar}| {elapsed}<{remaining} {postfix}")
-        bar.n = round(100 * config.progress(record.step, record.seconds), 2)
-        bar.set_postfix_str(f"step {record.step}, loss {record.loss:.4f}, {record.images_per_second:.0f} images/s")
-        due = run.sample_every and record.step % run.sample_every < config.log_every
-        if due and record.images_per_second:
-            save_grid(job.draw(record, 32), run.out / f"samples_{record.step:07d}.png", COLUMNS)
-        if run.snapshot_images:
-            reached = record.images // run.snapshot_images * run.snapshot_images
-            path = run.out / "snapshots" / f"weights_{reached:09d}.safetensors"
-            if reached and not path.with_suffix(".json").exists():  # the card is written last
-                job.save(record, path)
-    if not is_main:
-        return
-    bar.close()
-    if not record.images_per_second:
-        print(f"{run.out} had already used its budget: raise --steps, --images or --minutes to go on")
-    if record.stopped:
-        print(f"stopped at step {record.step} and saved; go on with --resume --out {run.out}")
-        return
-    job.save(record, run.out / "weights.safetensors")
-    save_grid(job.draw(record, 64), run.out / "samples.png", COLUMNS)
-    parameters = count_parameters(record.denoiser.net)
-    print(f"{parameters:,} parameters, {record.images:,} images: {run.out}/weights.safetensors, samples.png")
+    records = training.train(config, job.images, run.out, run.resume, job.cond, start, job.write)
+    try:
+        for record in records:
+            if not is_main:
+                continue
+            if bar is None:
+                bar = tqdm(total=100, unit="%", bar_format="{l_bar}{bar}| {elapsed}<{remaining} {postfix}")
+            bar.n = round(100 * config.progress(record.step, record.seconds), 2)
+            bar.set_postfix_str(f"step {record.step}, loss {record.loss:.4f}, {record.images_per_second:.0f} images/s")
+            job.keep(record)
+            if config.progress(record.step, record.seconds) >= 1:  # while training still holds the folder
+                bar.close()
+                job.finish(record)
+            elif record.stopped:
+                bar.close()
+                print(f"stopped at step {record.step} and saved; go on with --resume --out {run.out}")
+    finally:
+        if bar is not None:
+            bar.close()  # so that an error has a line of its own
+
+
+@contextmanager
+def _sentence_for_full_disk(out: Path) -> Iterator[None]:
+    """Say what is safe when there is no room left for what a run writes."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        safe = "the last checkpoint is whole" if (out / CHECKPOINT).exists() else "no checkpoint was written yet"
+        raise OSError(
+            f"no room for the files of {out} ({os.strerror(error.errno).lower()}): {safe}; make room and go on with "
+            f"--resume --out {out}"
+        ) from None
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +115,7 @@ class Job:
         before: what the weights that it starts with have seen (`COUNTED`), and their name.
         autoencoder: whose latents it learns.
         source: where that came from; `run.autoencoder` is where it will be.
+        mirrored: whether it learns the mirrored pictures, too.
     """
 
     run: Run
@@ -96,13 +127,42 @@ class Job:
     before: dict = field(default_factory=dict)
     autoencoder: Autoencoder | None = None
     source: str | None = None
+    mirrored: bool = True
+
+    @property
+    def aspect(self) -> float:
+        """Width over height at which its pictures are shown."""
+        return ratio(self.pictures.aspect)
 
     def write(self) -> None:
         """Write what `--resume` needs beside the checkpoint; an autoencoder that does not ship with the package
         is copied there, so that the folder is complete."""
-        if self.source != self.run.autoencoder:
+        if self.source and Path(self.source).absolute() != Path(self.run.autoencoder).absolute():
             pretrained.copy(self.source, self.run.autoencoder)
-        write_json(self.run.out / "run.json", self.run.to_json() | {"before": self.before})
+        more = {"before": self.before, "fingerprint": self.pictures.fingerprint, "mirrored": self.mirrored}
+        write_json(self.run.out / "run.json", self.run.to_json() | more)
+
+    def keep(self, record: StepRecord) -> None:
+        """Write what a run leaves on its way: grids and snapshots, where they are due."""
+        run = self.run
+        due = run.sample_every and record.step % run.sample_every < run.config.log_every
+        if due and record.images_per_second:
+            save_grid(self.draw(record, 32), run.out / f"samples_{record.step:07d}.png", COLUMNS, self.aspect)
+        if run.snapshot_images:
+            reached = record.images // run.snapshot_images * run.snapshot_images
+            path = run.out / "snapshots" / f"weights_{reached:09d}.safetensors"
+            if reached and not path.with_suffix(".json").exists():  # the card is written last
+                self.save(record, path)
+
+    def finish(self, record: StepRecord) -> None:
+        """Write what a run leaves at its end, and say so."""
+        out = self.run.out
+        if not record.images_per_second:
+            print(f"{out} had already used its budget: raise --steps, --images or --minutes to go on")
+        self.save(record, out / WEIGHTS)
+        save_grid(self.draw(record, 64), out / "samples.png", COLUMNS, self.aspect)
+        parameters = count_parameters(record.denoiser.net)
+        print(f"{parameters:,} parameters, {record.images:,} images: {out}/{WEIGHTS}, samples.png")
 
     def save(self, record: StepRecord, path: Path) -> None:
         """Write the averaged weights, with their model card."""
@@ -128,16 +188,18 @@ class Job:
     def _measured(self, record: StepRecord) -> dict:
         """The model card's entries that are known only now."""
         config, denoiser, held_out = self.run.config, record.denoiser, self.held_out[:512]
+        few = torch.equal(self.pictures.images, self.pictures.held_out)  # too few to spare any
+        whose = "training" if few else "held_out"
         done = (record.images, record.step, round(record.seconds))
         entries = {
             "parameters": count_parameters(denoiser.net),
             "macs": count_macs(denoiser.net, tuple(held_out.shape[1:])),
             # What the run began with has been trained, too: its pictures, steps and seconds count.
             **{name: count + self.before.get(name, 0) for name, count in zip(COUNTED, done)},
-            "training_loss": round(record.loss, 5),
+            **({"training_loss": round(record.loss, 5)} if math.isfinite(record.loss) else {}),  # a log that is lost
         }
         if isinstance(denoiser.net, Autoencoder):
-            return entries | {"held_out_reconstruction": reconstruction_quality(denoiser.net, held_out)}
+            return entries | {f"{whose}_reconstruction": reconstruction_quality(denoiser.net, held_out)}
         times = [int(share * (config.num_train_timesteps - 1)) for share in (0.1, 0.3, 0.5, 0.7, 0.9)]
         cond = None  # networks are measured unconditional, but for those that cannot do without
         if isinstance(denoiser.net, SuperResolution):
@@ -147,7 +209,7 @@ class Job:
         varied = bool((held_out != held_out[:1]).any())  # one picture has no variance to compare with
         errors = error_per_timestep(denoiser, held_out, times, cond=cond) if varied else []
         errors = {f"t={t}": round(error, 4) for t, error in zip(times, errors)}
-        return entries | {"held_out_error_of_x0_as_share_of_variance": errors}
+        return entries | {f"{whose}_error_of_x0_as_share_of_variance": errors}
 
 
 def prepare(run: Run) -> Job:
@@ -156,17 +218,23 @@ def prepare(run: Run) -> Job:
     Raises:
         ValueError: options that do not go together, or that a resumed run cannot change.
     """
-    resumed = run.resume and (run.out / "run.json").is_file()
-    if resumed:
-        run, before, has = _resumed(run)
-    elif run.start:
-        run, before, has = _started(run)
+    run, stored = _located(run), {}
+    if resumed := run.resume and (run.out / "run.json").is_file():
+        run, stored = _resumed(run)
+        before, has = stored.get("before") or {}, run.condition
     else:
-        run, before, has = _begun(run)
-    if run.autoencoder and not run.config.flip and not resumed:
-        raise ValueError("latents are made of the mirrored pictures, too: leave --no-flip out")
-    pictures = sets.load(run.data, run.size, run.condition)
+        asked = run
+        run, before, has = _started(run) if run.start else _begun(run)
+        _refuse_ignored(asked, run)
+        _check_network(run)
+    run.config.progress(0, 0)
+    pictures = _pictures(run, stored.get("fingerprint"))
+    mirrored = pictures.flip and stored.get("mirrored", run.config.flip or bool(resumed and run.autoencoder))
     config, images, held_out, description = run.config, pictures.images, pictures.held_out, pictures.description
+    if run.start and has == "class" and not resumed:
+        if pictures.classes != (known := [*pretrained.card(run.start)["conditions"]]):
+            classes = ", ".join(pictures.classes)
+            raise ValueError(f"{run.start} knows the classes {', '.join(known)}; {run.data} has {classes}")
     network = config.network if run.condition == has else pictures.conditional(config.network)
     cond, entries = pictures.cond(network)
     source, autoencoder = run.autoencoder, None
@@ -174,7 +242,7 @@ def prepare(run: Run) -> Job:
         autoencoder = pretrained.load_autoencoder(source)
         if source not in pretrained.names():
             run = replace(run, autoencoder=str(run.out / Run.AUTOENCODER))
-        images = sets.as_latents(autoencoder, images, mirrored=pictures.flip)
+        images = sets.as_latents(autoencoder, images, mirrored)
         cond = cond if cond is None else torch.cat([cond] * (len(images) // len(cond)))
         held_out = sets.as_latents(autoencoder, held_out)
         description += f", as latents of {autoencoder.latent_shape(run.size, run.size)}"
@@ -182,11 +250,11 @@ def prepare(run: Run) -> Job:
     if sigma_data is None:
         sigma_data = root_mean_square(images) if config.prediction_type == "edm" else TrainConfig.sigma_data
     # Latents are mirrored as pictures, before.
-    flip = config.flip and pictures.flip and not autoencoder
-    config = replace(config, network=network, sigma_data=sigma_data, flip=flip)
+    config = replace(config, network=network, sigma_data=sigma_data, flip=mirrored and not autoencoder)
     card = {
         **{name: getattr(config, name) for name in (*pretrained.NEEDED, "sigma_data")},
         "size": run.size,
+        **({"aspect": pictures.aspect} if pictures.aspect else {}),
         **entries,
         **({"drawing": CONSISTENCY_DRAWING} if config.objective == "consistency" else {}),
         **({"autoencoder": run.autoencoder} if autoencoder else {}),
@@ -197,7 +265,22 @@ def prepare(run: Run) -> Job:
         "seed": config.seed,
         "config": asdict(config),
     }
-    return Job(replace(run, config=config), pictures, images, held_out, cond, card, before, autoencoder, source)
+    run = replace(run, aspect=pictures.aspect, config=config)
+    return Job(run, pictures, images, held_out, cond, card, before, autoencoder, source, mirrored)
+
+
+def _pictures(run: Run, fingerprint: str | None) -> PictureSet:
+    """The pictures of a run; `fingerprint`: of those that it was begun with."""
+    try:
+        pictures = sets.load(run.data, run.size, run.condition, run.aspect)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}{'; say with --data where they are now' if fingerprint else ''}") from None
+    if fingerprint not in (None, pictures.fingerprint):
+        raise ValueError(
+            f"{run.out} was begun with other pictures than those in {run.data}: say with --data where they are, or "
+            "choose another folder"
+        )
+    return pictures
 
 
 def stored_run(out: Path) -> Run:
@@ -206,15 +289,41 @@ def stored_run(out: Path) -> Run:
     return replace(stored, config=replace(stored.config, **dict.fromkeys(BUDGET)))
 
 
-# Each of these three gives the run, what the weights that it starts with have seen, and the condition that its
-# network takes already.
-def _resumed(run: Run) -> tuple[Run, dict, str | None]:
-    """The run as it was stored, with a new budget."""
+def _refuse_ignored(asked: Run, run: Run) -> None:
+    """Raise a ValueError for an option that would change nothing in the run that comes of it."""
+    said, default, now = ({**vars(one), **vars(one.config)} for one in (asked, Run(Path(), config=OPEN), run))
+    for name, (other, values) in MEANT_FOR.items():
+        if said[name] != default[name] and now[other] not in values:
+            flags = (text.replace("_", "-") for text in (name, other))
+            raise ValueError("--{} says something only with --{} {}: leave it out".format(*flags, " or ".join(values)))
+
+
+def _check_network(run: Run) -> None:
+    """Raise a ValueError for a network that cannot be, or that does not fit the size, before pictures are read."""
+    net = networks.build(**run.config.network)
+    if not run.autoencoder:
+        check_size(torch.empty(1, 3, run.size, run.size), net.stride)
+    if run.config.objective == "consistency" and not run.start:
+        raise ValueError("objective 'consistency' tunes a trained network: give start (--start WEIGHTS)")
+
+
+def _located(run: Run) -> Run:
+    """The run with whole paths, so that it can be resumed from another working folder."""
+    names = {"data": sets.LICENCES, "start": pretrained.names(), "autoencoder": pretrained.names()}
+    paths = {name: getattr(run, name) for name in names}
+    paths = {name: path for name, path in paths.items() if path is not None and path not in names[name]}
+    return replace(run, **{name: str(Path(path).absolute()) for name, path in paths.items()})
+
+
+def _resumed(run: Run) -> tuple[Run, dict]:
+    """The run as it was stored, with a new budget; and all that its run.json says."""
     stored, contents = Run.from_folder(run.out)
+    stored = _located(stored)
     if all(getattr(run.config, name) is None for name in BUDGET):
         run = replace(run, config=replace(run.config, **{name: getattr(stored.config, name) for name in BUDGET}))
     then, now = ({**vars(both), **vars(both.config)} for both in (stored, run))
     free = FREE_ON_RESUME | {"config", "sample_every", "snapshot_images"}
+    free |= {"data"} if contents.get("fingerprint") else set()  # which tells whether it is the same
     if changed := [name for name in then if name not in free and then[name] != now[name]]:
         name = changed[0]
         flag = ("no-" if now[name] is False else "") + name.replace("_", "-")
@@ -222,9 +331,11 @@ def _resumed(run: Run) -> tuple[Run, dict, str | None]:
             f"{run.out} was begun with {name} {then[name]!r} and cannot go on with {now[name]!r}: "
             f"leave --{flag} out, or choose another folder"
         )
-    return run, contents.get("before") or {}, run.condition
+    return run, contents
 
 
+# Both of these give the run, what the weights that it starts with have seen, and the condition that its network
+# takes already.
 def _begun(run: Run) -> tuple[Run, dict, str | None]:
     """A new run with a network of random weights."""
     autoencoder = pretrained.load_autoencoder(run.autoencoder) if run.autoencoder else None
@@ -251,9 +362,7 @@ def _started(run: Run) -> tuple[Run, dict, str | None]:
         raise ValueError(f"{run.start} draws pixels and cannot learn latents: leave --start or --autoencoder out")
     if own:
         raise ValueError(f"--start brings its own {own[0]}: leave --{own[0].replace('_', '-')} out")
-    has = next((condition for condition, entry in ENTRIES.items() if entry in card), None)
-    if card["network"]["name"] == "super_resolution":
-        has = "low_resolution"
+    has = sets.condition_of(card)
     options = {name: card[name] for name in pretrained.NEEDED}
     config = replace(run.config, sigma_data=card.get("sigma_data", TrainConfig.sigma_data), **options)
     before = {"name": Path(run.start).stem} | {name: card.get(name, 0) for name in COUNTED}

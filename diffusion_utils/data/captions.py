@@ -25,7 +25,7 @@ def colours(images: Tensor) -> list[str]:
     grey run into each other, and some dark reds and blues are taken for black.
 
     Args:
-        images: uint8 (N, 3, H, W), cars cut out as `stanford_cars.crop` does.
+        images: uint8 (N, 3, H, W), cars cut out as `pictures.crop` does.
     """
     height, width = images.shape[2:]
     middle = images[:, :, round(0.4 * height) : round(0.72 * height), round(0.125 * width) : round(0.875 * width)]

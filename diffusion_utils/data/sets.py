@@ -1,6 +1,10 @@
 """Sets of pictures to learn from, and the conditions that go with them, by the names that the commands give them."""
 
+import hashlib
+import json
+import warnings
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, get_args
 
 import torch
@@ -9,10 +13,11 @@ from torch import Tensor
 
 from diffusion_utils.data import stanford_cars, to_float, toy_cars
 from diffusion_utils.data.captions import captions as car_captions
+from diffusion_utils.data.pictures import ASPECT, Pictures, load_folder
 from diffusion_utils.networks import Autoencoder
 from diffusion_utils.networks.text import Tokenizer
 
-Condition = Literal["body_type", "caption", "low_resolution"]
+Condition = Literal["body_type", "class", "caption", "low_resolution"]
 CONDITIONS = get_args(Condition)
 LONGEST_PROMPT, PROMPTS = 12, 256  # words; captions kept on the card
 NON_COMMERCIAL = "trained on Stanford Cars (Krause et al. 2013): for non-commercial research only"
@@ -31,7 +36,9 @@ class PictureSet:
         condition: what a network is to be conditioned on; None: on nothing.
         captions: for the condition "caption": those of each training picture, equally many for each; the
             first is the whole one.
-        labels: for "body_type": int64 (N,), indices into `stanford_cars.BODY_TYPES`.
+        classes: for "body_type" and "class": their names, each of which some training picture shows.
+        labels: with them: int64 (N,), indices into `classes`.
+        aspect: width : height of what was cut out of own pictures; None: cars, 4:3.
     """
 
     data: str
@@ -40,7 +47,9 @@ class PictureSet:
     description: str
     condition: Condition | None = None
     captions: list[list[str]] | None = None
+    classes: list[str] | None = None
     labels: Tensor | None = None
+    aspect: str | None = None
 
     @property
     def flip(self) -> bool:
@@ -52,11 +61,20 @@ class PictureSet:
         """For the model card."""
         return LICENCES.get(self.data, "that of the pictures it was trained on")
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that change if the training pictures, their order or their conditions do."""
+        labels = None if self.labels is None else self.labels.tolist()
+        about = json.dumps([list(self.images.shape), self.condition, self.classes, labels, self.captions])
+        digest = hashlib.sha256(about.encode())
+        digest.update(self.images.contiguous().numpy())
+        return digest.hexdigest()[:16]
+
     def conditional(self, network: dict) -> dict:
         """The network that takes this condition, made of a picture network's name and options (or, where it
         is of the right kind already, completed)."""
-        if self.condition == "body_type":
-            return {**network, "cond_dim": len(stanford_cars.BODY_TYPES)}
+        if self.classes:
+            return {**network, "cond_dim": len(self.classes)}
         if self.condition == "low_resolution":
             return network if network["name"] == "super_resolution" else {"name": "super_resolution", "net": network}
         if self.condition != "caption":
@@ -69,7 +87,7 @@ class PictureSet:
     def cond(self, network: dict) -> tuple[Tensor | None, dict]:
         """The condition of each training picture as numbers, and what the model card says of it.
 
-        For "body_type": a one-hot row per picture, float32 (N, 9), and the types' shares.  For "caption": the
+        For classes: a one-hot row per picture, float32 (N, classes), and the classes' shares.  For "caption": the
         captions' words as numbers, int64 (N, K, length), for the vocabulary in `network`, and some of the
         captions.  For "low_resolution": nothing, it is made of the pictures themselves.
         """
@@ -78,39 +96,79 @@ class PictureSet:
             chosen = torch.linspace(0, len(self.captions) - 1, min(PROMPTS, len(self.captions))).round().long()
             prompts = [self.captions[i][0] for i in chosen.tolist()]
             return torch.stack([tokenizer.encode(of_one) for of_one in self.captions]), {"prompts": prompts}
-        if self.condition == "body_type":
-            cond = F.one_hot(self.labels, len(stanford_cars.BODY_TYPES)).float()
-            return cond, {"conditions": dict(zip(stanford_cars.BODY_TYPES, cond.mean(0).tolist()))}
+        if self.classes:
+            if network.get("cond_dim") != len(self.classes):
+                raise ValueError(
+                    f"the network takes {network.get('cond_dim')} classes, {self.data} has {len(self.classes)}"
+                )
+            cond = F.one_hot(self.labels, len(self.classes)).float()
+            return cond, {"conditions": dict(zip(self.classes, cond.mean(0).tolist()))}
         return None, {}
 
 
-def load(data: str, size: int, condition: Condition | None = None) -> PictureSet:
+def load(data: str, size: int, condition: Condition | None = None, aspect: str | None = None) -> PictureSet:
     """The pictures that go by a name on the command line.
 
     Args:
-        data: "toy_cars", "stanford_cars", or the path of a folder of pictures.  Toy cars with captions are
-            split by kind (`toy_cars.HELD_OUT`), all others by picture.
+        data: "toy_cars", "stanford_cars", or the path of a folder of pictures, for the condition "class" of a
+            folder of such folders.  Toy cars with captions are split by kind (`toy_cars.HELD_OUT`), all others by
+            picture.
         size: height and width in pixels.
+        aspect: of own pictures, as for `pictures.load_folder`.
 
     Raises:
-        ValueError: a condition that is not known of these pictures; or as `stanford_cars.load` does.
+        ValueError: a condition or an aspect that these pictures do not have; or as `stanford_cars.load` does.
         FileNotFoundError: no such pictures.
     """
-    if condition == "caption" and data not in ("toy_cars", "stanford_cars"):
+    if condition == "caption" and data not in LICENCES:
         raise ValueError(f"no captions are known of {data}: --condition caption goes with toy_cars or stanford_cars")
     if condition == "body_type" and data != "stanford_cars":
         raise ValueError(f"no 'body_type' is known of {data}: --condition body_type goes with --data stanford_cars")
+    if condition == "class" and data == "toy_cars":
+        raise ValueError("no classes are known of toy_cars: choose --condition caption, or other pictures")
+    if aspect is not None and data in LICENCES:
+        raise ValueError(f"{data} are cut to 4:3, not to {aspect}: the aspect is that of own pictures")
     if data == "toy_cars":
         return _toy_cars(size, condition)
-    cars = stanford_cars.load(size=size) if data == "stanford_cars" else stanford_cars.load_folder(data, size)
-    train, held_out = cars.part(held_out=False), cars.part(held_out=True)
+    own = data != "stanford_cars"
+    found = load_folder(data, size, aspect, condition == "class") if own else stanford_cars.load(size=size)
+    train, held_out = found.part(held_out=False), found.part(held_out=True)
     if len(train.images) == 0 or len(held_out.images) < 2:  # too few pictures to spare any
-        train = held_out = cars
-    kind = "Stanford Cars train" if data == "stanford_cars" else "own pictures"
-    description = f"{kind}, {len(train.images)} cropped to {size}×{size}"
+        train = held_out = found
     captions = car_captions(train) if condition == "caption" else None
-    labels = train.body_types() if condition == "body_type" else None
-    return PictureSet(data, train.images, held_out.images, description, condition, captions, labels)
+    classes, labels = None, None
+    if condition == "body_type":
+        classes, labels = [*stanford_cars.BODY_TYPES], train.body_types()
+    elif condition == "class":
+        classes, labels = _classes(train)
+    kind = ("own pictures" if own else "Stanford Cars train") + (
+        f" in {len(classes)} classes" if own and classes else ""
+    )
+    description = f"{kind}, {len(train.images)} cropped to {size}×{size}"
+    shape = found.aspect if own else None
+    return PictureSet(data, train.images, held_out.images, description, condition, captions, classes, labels, shape)
+
+
+def load_like(card: dict, data: str) -> PictureSet:
+    """The pictures that go by a name, of the size, the aspect and the split that weights were trained with.
+
+    Args:
+        card: the weights' model card.
+        data: as for `load`, which also says what is raised.
+    """
+    # Of all conditions these decide which pictures there are, and which are held out.
+    condition = {"toy_cars": "caption", "stanford_cars": None}.get(data, "class")
+    aspect = card.get("aspect", None if data in LICENCES else ASPECT)
+    return load(data, card.get("size", 64), condition if condition_of(card) == condition else None, aspect)
+
+
+def condition_of(card: dict) -> Condition | None:
+    """What weights are conditioned on, by their model card."""
+    if card["network"]["name"] == "super_resolution":
+        return "low_resolution"
+    if "conditions" in card:
+        return "body_type" if [*card["conditions"]] == [*stanford_cars.BODY_TYPES] else "class"
+    return "caption" if "prompts" in card else None
 
 
 def as_latents(autoencoder: Autoencoder, images: Tensor, mirrored: bool = False) -> Tensor:
@@ -122,6 +180,24 @@ def as_latents(autoencoder: Autoencoder, images: Tensor, mirrored: bool = False)
     """
     both = [images, images.flip(3)] if mirrored else [images]
     return torch.cat([autoencoder.to_latents(to_float(part)) for side in both for part in side.split(256)])
+
+
+def _classes(train: Pictures) -> tuple[list[str], Tensor]:
+    """The classes that training pictures show, and each picture's index into them.
+
+    Raises:
+        ValueError: the classes have no names, or one a name that asks for none of them when drawing.
+    """
+    if not train.classes:
+        raise ValueError("no file says the names of these pictures' classes: leave --condition class out")
+    present, labels = train.labels.unique(return_inverse=True)
+    classes = [train.classes[label] for label in present.tolist()]
+    if missing := [name for label, name in enumerate(train.classes) if label not in present]:
+        some = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
+        warnings.warn(f"{len(missing)} classes have no picture to learn from: {some}", stacklevel=3)
+    if "none" in classes:
+        raise ValueError("a class cannot be called none, which stands for no condition: rename its folder")
+    return classes, labels
 
 
 def _toy_cars(size: int, condition: Condition | None) -> PictureSet:

@@ -1,8 +1,7 @@
-"""Stanford Cars (Krause et al. 2013), or any folder of pictures, as one uint8 tensor.
+"""Stanford Cars (Krause et al. 2013) as one uint8 tensor.
 
-Each car is cut out by a 4:3 window around its annotated box and squeezed into a square, because
-square pictures halve evenly; `plotting` shows them at 4:3 again.  Cutting to the box is the largest
-single help for a small network: all cars then sit in the same place at the same size.
+Each car is cut out by a 4:3 window around its annotated box and squeezed into a square (see `pictures`).  Cutting
+to the box is the largest single help for a small network: all cars then sit in the same place at the same size.
 
 The data is for non-commercial research.  The official download is gone, and torchvision's
 `download=True` raises an error; `download()` fetches a copy from Kaggle in the same layout:
@@ -10,29 +9,27 @@ The data is for non-commercial research.  The official download is gone, and tor
     stanford_cars/
         cars_train/00001.jpg …    cars_test/00001.jpg …
         devkit/cars_train_annos.mat, devkit/cars_meta.mat    cars_test_annos_withlabels.mat
+
+Copies in other layouts are read, too: see `read_annotations`.
 """
 
-import hashlib
+import csv
+import io
 import os
 import re
-import warnings
-import zlib
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from scipy.io import loadmat
 from torch import Tensor
 
-from diffusion_utils.files import read_cached, write_cached
+from diffusion_utils.data import pictures
+from diffusion_utils.data.pictures import Pictures
 
 KAGGLE_DATASET = "rickyyyyyyy/torchvision-stanford-cars"
 ROOT_VARIABLE = "STANFORD_CARS_ROOT"
-MARGIN = 0.08
-ASPECT = 4 / 3
 GET_IT = (
     "Get the data with `python -m diffusion_utils download` (needs no login), or download "
     f"https://www.kaggle.com/datasets/{KAGGLE_DATASET} by hand and point the environment variable "
@@ -48,32 +45,15 @@ SAYS_BODY_TYPE = {
     "hatchback": r"Abarth",
     "pickup": r"SuperCab",
 }
-PICTURE_ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+# Where the boxes are: of torchvision's layout, of the archive car_ims, of copies with a folder per class.
+ANNOTATIONS = {
+    "train": ("cars_train_annos.mat", "cars_annos.mat", "anno_train.csv"),
+    "test": ("cars_test_annos_withlabels.mat", "cars_annos.mat", "anno_test.csv"),
+}
 
 
-@dataclass(frozen=True, eq=False)
-class CarPictures:
-    """A set of pictures, ready for training.
-
-    Attributes:
-        images: uint8 (N, 3, size, size).
-        names: the file each picture came from.
-        labels: int64 (N,), class 0 … 195, or -1 where unknown.
-        classes: the 196 class names ("BMW M3 Coupe 2012"), or an empty list.
-        skipped: one line per file that could not be read.
-    """
-
-    images: Tensor
-    names: list[str]
-    labels: Tensor
-    classes: list[str]
-    skipped: list[str]
-
-    def part(self, held_out: bool) -> "CarPictures":
-        """Only the held-out tenth (see `is_held_out`), or only the rest."""
-        keep = [i for i, name in enumerate(self.names) if is_held_out(name) == held_out]
-        names = [self.names[i] for i in keep]
-        return CarPictures(self.images[keep], names, self.labels[keep], self.classes, self.skipped)
+class CarPictures(Pictures):
+    """Pictures whose classes are Stanford Cars' 196 ("BMW M3 Coupe 2012")."""
 
     def body_types(self) -> Tensor:
         """Each picture's body type as an index into `BODY_TYPES`, int64 (N,).
@@ -106,22 +86,23 @@ def body_type(name: str) -> str:
     raise ValueError(f"{name!r} does not say what kind of car it is: one of {', '.join(BODY_TYPES)}")
 
 
-def is_held_out(name: str) -> bool:
-    """Whether a picture is kept out of training: one in ten, chosen by its file name alone, so
-    that the choice is the same on every machine and for every copy of the data."""
-    return zlib.crc32(Path(name).name.encode()) % 10 == 0
-
-
 def find() -> Path | None:
-    """The folder that holds stanford_cars/, or None.
+    """The folder that holds Stanford Cars, or None.
 
-    Looks where STANFORD_CARS_ROOT points, in ./data, and where `download` leaves it.  No download,
-    no error.
+    Looks where STANFORD_CARS_ROOT points, or else in ./data, in ./stanford_cars, and where `download` leaves it.
+    No download.
+
+    Raises:
+        FileNotFoundError: STANFORD_CARS_ROOT is set, and there is no Stanford Cars.
     """
-    kaggle = Path(os.environ.get("KAGGLEHUB_CACHE", Path.home() / ".cache" / "kagglehub"))
+    if root := os.environ.get(ROOT_VARIABLE):
+        root = Path(os.path.expanduser(root))
+        if not _is_here(root):
+            raise FileNotFoundError(f"{ROOT_VARIABLE} points at {root}. {_not_there(_inner(root))}")
+        return root
+    kaggle = Path(os.environ.get("KAGGLEHUB_CACHE") or os.path.expanduser("~/.cache/kagglehub"))
     downloaded = sorted(kaggle.glob(f"datasets/{KAGGLE_DATASET}/versions/*"), reverse=True)
-    candidates = [os.environ.get(ROOT_VARIABLE), "data", *downloaded]
-    return next((Path(c) for c in candidates if c and (_inner(Path(c)) / "devkit").is_dir()), None)
+    return next((root for root in (Path("data"), Path("stanford_cars"), *downloaded) if _is_here(root)), None)
 
 
 def download() -> Path:
@@ -152,112 +133,92 @@ def load(root: str | Path | None = None, split: str = "train", size: int = 64) -
 
     Raises:
         FileNotFoundError: no such folder or annotations; says how to get them.
-        ValueError: unknown split, bad size, or not one readable picture.
+        ValueError: unknown split, bad size, damaged annotations, or not one readable picture.
     """
-    root = find() if root is None else Path(root)
+    root = find() if root is None else Path(os.path.expanduser(root))
     if root is None:
-        raise FileNotFoundError(f"Stanford Cars was not found. {GET_IT}")
+        raise FileNotFoundError(f"Stanford Cars was not found in ./data, ./stanford_cars or Kaggle's cache. {GET_IT}")
     sources, classes = read_annotations(root, split)
-    return _load(sources, size, classes, folder=_inner(root) / f"cars_{split}")
+    said = []
+    if sources and sources[0][0].parent.name == "car_ims":
+        said = ["car_ims/ numbers the cars in its own way, so that others are held out than from the shipped weights"]
+    return CarPictures(**vars(pictures.read(sources, size, classes, _inner(root), said=said)))
 
 
 def read_annotations(root: str | Path, split: str = "train") -> tuple[list, list[str]]:
     """Every picture's (file, box, class 0 … 195), and the class names.
 
-    A box is (left, top, right, bottom): edges in pixels of the file, counted from 0.
+    A box is (left, top, right, bottom): edges in pixels of the file, counted from 0.  Each part of the data may lie
+    up to two folders deep, as in cars_train/cars_train/.  Read are torchvision's layout, car_ims/ with
+    cars_annos.mat, and copies with a folder per class, train/CLASS/00001.jpg with anno_train.csv.
     Raises as `load` does.
     """
-    files = {"train": "devkit/cars_train_annos.mat", "test": "cars_test_annos_withlabels.mat"}
-    if split not in files:
+    if split not in ANNOTATIONS:
         raise ValueError(f"split must be 'train' or 'test', not {split!r}")
     base = _inner(Path(root))
-    annotations = base / files[split]
-    if not annotations.is_file():
-        raise FileNotFoundError(f"{annotations} does not exist. {GET_IT}")
+    path = _annotations(base, split)
+    if path is None:
+        raise FileNotFoundError(_not_there(base, split))
     try:
-        rows = loadmat(annotations, squeeze_me=True)["annotations"].reshape(-1)
-        meta = base / "devkit" / "cars_meta.mat"
-        classes = [str(c) for c in loadmat(meta, squeeze_me=True)["class_names"]] if meta.is_file() else []
-        sources = [
-            (
-                base / f"cars_{split}" / str(row["fname"]),
-                # 1-based, inclusive pixels in the file; from here on 0-based edges
-                (row["bbox_x1"] - 1.0, row["bbox_y1"] - 1.0, float(row["bbox_x2"]), float(row["bbox_y2"])),
-                int(row["class"]) - 1,
-            )
-            for row in rows
-        ]
+        rows = [*(_rows_of_csv(path) if path.suffix == ".csv" else _rows_of_mat(path, split))]
+    except PermissionError:
+        raise
     except Exception as error:  # scipy raises a dozen kinds for a damaged or foreign file
-        raise ValueError(
-            f"{annotations} is no Stanford Cars annotation file ({type(error).__name__}: {error})"
-        ) from error
-    return sources, classes
-
-
-def load_folder(folder: str | Path, size: int = 64) -> CarPictures:
-    """Your own pictures: every image file in a folder, cut to its central 4:3 window.
-
-    Raises:
-        FileNotFoundError: no such folder.
-        ValueError: not one readable picture in it.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is not a folder: give the path of a folder of pictures")
-    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURE_ENDINGS)
-    return _load([(file, None, -1) for file in files], size, [], folder)
-
-
-def crop(image: Image.Image, box: tuple[float, float, float, float] | None, size: int) -> Image.Image:
-    """The 4:3 window around a box, squeezed into size×size.
-
-    Args:
-        image: any mode; converted to RGB (transparency onto white).
-        box: left, top, right, bottom edges in pixels from 0; clipped to the frame.  None: the
-            largest central 4:3 window.
-        size: height and width of the result.
-
-    Where the window (see `window`) leaves the frame, the edge pixels are repeated.  Resizing
-    averages over all source pixels (antialiasing).
-    """
-    if box is None:  # a phone stores which way is up beside the pixels; boxes count the pixels as stored
-        image = ImageOps.exif_transpose(image)
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("RGB")
-    frame_width, frame_height = image.size
-    edges = np.array(window(box, image.size))
-    outside = np.maximum([-edges[0], -edges[1], edges[2] - frame_width, edges[3] - frame_height], 0)
-    if outside.any():
-        left, top, right, bottom = np.ceil(outside).astype(int)
-        image = Image.fromarray(np.pad(np.asarray(image), ((top, bottom), (left, right), (0, 0)), mode="edge"))
-        edges += [left, top, left, top]
-    # Rounding can put an edge a hair outside the frame, which Pillow refuses.
-    edges = np.clip(edges, 0, [*image.size, *image.size])
-    return image.resize((size, size), Image.Resampling.LANCZOS, box=tuple(edges))
-
-
-def window(box: tuple[float, float, float, float] | None, frame: tuple[int, int]) -> tuple[float, float, float, float]:
-    """Edges of the smallest 4:3 window around a box with a margin of 8 % of it on each side.
-
-    Args:
-        box: edges in pixels, clipped to the frame; None: the largest central 4:3 window.
-        frame: width and height of the picture.
-    """
-    frame_width, frame_height = frame
-    if box is None:
-        width = min(frame_width, frame_height * ASPECT)
-        centre_x, centre_y = frame_width / 2, frame_height / 2
+        raise ValueError(f"{path} is no Stanford Cars annotation file ({type(error).__name__}: {error})") from error
+    names = [name for name, _, _ in rows]
+    if path.suffix == ".csv":
+        folders = [folder for folder in _below(base, split) if folder.is_dir()]
+        files = {file.name: file for folder in folders for file in folder.glob("*/*")}
     else:
-        left, right = np.clip(sorted((box[0], box[2])), 0, frame_width)
-        top, bottom = np.clip(sorted((box[1], box[3])), 0, frame_height)
-        if right - left < 1 or bottom - top < 1:  # the box lies outside the frame: keep all of it
-            left, top, right, bottom = 0, 0, frame_width, frame_height
-        width = (1 + 2 * MARGIN) * max(right - left, (bottom - top) * ASPECT)
-        centre_x, centre_y = (left + right) / 2, (top + bottom) / 2
-    half_width, half_height = width / 2, width / ASPECT / 2
-    return (centre_x - half_width, centre_y - half_height, centre_x + half_width, centre_y + half_height)
+        wanted = "car_ims" if path.name == "cars_annos.mat" else f"cars_{split}"
+        folder = next((f for f in _below(base, wanted) if any((f / name).is_file() for name in names)), None)
+        if folder is None and wanted == "car_ims":
+            raise FileNotFoundError(
+                f"{path} describes the pictures of car_ims/, which {base} does not hold; those of cars_{split}/ have "
+                f"other numbers and need devkit/ beside them. {GET_IT}"
+            )
+        folder = base / wanted if folder is None else folder
+        files = {name: folder / name for name in names}
+    # 1-based, inclusive pixels in the file; from here on 0-based edges
+    sources = [
+        (files.get(name, base / split / name), (x1 - 1.0, y1 - 1.0, float(x2), float(y2)), number - 1)
+        for name, (x1, y1, x2, y2), number in rows
+    ]
+    return sources, _class_names(base)
+
+
+def _rows_of_mat(path: Path, split: str) -> Iterator[tuple]:
+    """File name, box and class of each picture, as they are in the file."""
+    for row in _of_mat(path, "annotations"):
+        of_all = path.name == "cars_annos.mat"
+        if not of_all or bool(row["test"]) == (split == "test"):
+            box = tuple(row[f"bbox_{corner}"] for corner in ("x1", "y1", "x2", "y2"))
+            yield Path(str(row["relative_im_path" if of_all else "fname"])).name, box, int(row["class"])
+
+
+def _rows_of_csv(path: Path) -> Iterator[tuple]:
+    with open(path, newline="", encoding="utf-8") as file:
+        for name, *numbers in csv.reader(file):
+            x1, y1, x2, y2, number = map(int, numbers)
+            yield name, (x1, y1, x2, y2), number
+
+
+def _class_names(base: Path) -> list[str]:
+    """The 196 names, or an empty list where no file says them."""
+    for path in (*_below(base, "cars_meta.mat"), *_below(base, "cars_annos.mat"), *_below(base, "names.csv")):
+        try:
+            if path.suffix == ".csv":
+                return path.read_text(encoding="utf-8").splitlines()
+            return [str(name) for name in _of_mat(path, "class_names")]
+        except PermissionError:
+            raise
+        except Exception as error:  # as above
+            raise ValueError(f"{path} does not hold the classes' names ({type(error).__name__}: {error})") from error
+    return []
+
+
+def _of_mat(path: Path, name: str) -> np.ndarray:
+    return loadmat(io.BytesIO(path.read_bytes()), squeeze_me=True)[name].reshape(-1)
 
 
 def _inner(root: Path) -> Path:
@@ -265,49 +226,27 @@ def _inner(root: Path) -> Path:
     return root / "stanford_cars" if (root / "stanford_cars").is_dir() else root
 
 
-def _load(sources: list, size: int, classes: list[str], folder: Path) -> CarPictures:
-    """Read, crop and cache.  `sources` lists (file, box or None, label)."""
-    if not isinstance(size, int) or size < 8:
-        raise ValueError(f"size must be a whole number of pixels, at least 8, not {size!r}")
-    if not sources:
-        raise ValueError(f"{folder} holds no pictures ({', '.join(sorted(PICTURE_ENDINGS))})")
-    cache = _cache_name(sources, size)
-    images = read_cached(cache)
-    if images is None:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            images = list(pool.map(lambda source: _read(source[0], source[1], size), sources))
-        skipped = [f"{s[0].name}: {i}" for s, i in zip(sources, images) if isinstance(i, str)]
-        keep = [n for n, image in enumerate(images) if not isinstance(image, str)]
-        if not keep:
-            raise ValueError(f"{folder} holds not one readable picture; the first: {skipped[0]}")
-        images = torch.from_numpy(np.ascontiguousarray(np.stack([images[n] for n in keep])))
-        if not skipped:  # a set with damaged files is read afresh until they are mended
-            write_cached(cache, images)
-    else:
-        skipped, keep = [], range(len(sources))
-    if skipped:
-        first = "; ".join(skipped[:3]) + (" …" if len(skipped) > 3 else "")
-        warnings.warn(f"skipped {len(skipped)} of {len(sources)} pictures: {first}", stacklevel=3)
-    names = [sources[n][0].name for n in keep]
-    labels = torch.tensor([sources[n][2] for n in keep])
-    return CarPictures(images, names, labels, classes, skipped)
+def _below(base: Path, name: str) -> Iterator[Path]:
+    """Where a file or folder of this name is: in `base` or up to two folders deeper, the least deep first."""
+    for deeper in ("", "*/", "*/*/"):
+        yield from sorted(base.glob(deeper + name))
 
 
-def _read(file: Path, box, size: int) -> np.ndarray | str:
-    """One picture as uint8 (3, size, size), or the reason why not."""
-    try:
-        with Image.open(file) as image:
-            return np.asarray(crop(image, box, size)).transpose(2, 0, 1)
-    except FileNotFoundError:
-        return "missing"
-    except Exception as error:  # Pillow raises many kinds for damaged files; none may stop the rest
-        return f"unreadable ({type(error).__name__}: {error})"
+def _annotations(base: Path, split: str) -> Path | None:
+    return next((path for name in ANNOTATIONS[split] for path in _below(base, name) if path.is_file()), None)
 
 
-def _cache_name(sources: list, size: int) -> str:
-    """Made of everything that the pixels depend on, so that a change of any of it reads afresh."""
-    digest = hashlib.sha256(f"v2 {size} {MARGIN} {ASPECT}".encode())
-    for file, box, _ in sources:
-        stat = file.stat() if file.is_file() else None
-        digest.update(f"{file} {box} {stat and (stat.st_size, stat.st_mtime_ns)}".encode())
-    return f"cars-{digest.hexdigest()[:20]}"
+def _is_here(root: Path) -> bool:
+    return root.is_dir() and any(_annotations(_inner(root), split) for split in ANNOTATIONS)
+
+
+def _not_there(base: Path, split: str = "train") -> str:
+    """What was looked for, what was found, and what to do."""
+    if not base.is_dir():
+        return f"{base} does not exist. {GET_IT}"
+    found = sorted(path.name + "/" * path.is_dir() for path in base.iterdir())
+    return (
+        f"{base} is not in a layout of Stanford Cars that is known here: there is no {', '.join(ANNOTATIONS[split])} "
+        f"in it or up to two folders deeper, only {', '.join(found[:8]) or 'nothing'}{', …' * (len(found) > 8)}. "
+        f"(Folders of pictures without boxes are own pictures: --data FOLDER.) {GET_IT}"
+    )

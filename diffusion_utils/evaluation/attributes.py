@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffusion_utils.data import to_float, toy_cars
+from diffusion_utils.data import as_float, to_float, toy_cars
 from diffusion_utils.data.order import batch_indices
+from diffusion_utils.sampling import fold
 
 ATTRIBUTES = {
     "body": toy_cars.BODIES,
@@ -46,7 +47,7 @@ class AttributeReader(nn.Module):
     @torch.no_grad()
     def read(self, images: Tensor) -> Tensor:
         """What uint8 or float pictures show: int64 (N, 4), like `ToyCars.labels`."""
-        images = to_float(images) if images.dtype == torch.uint8 else images.clamp(-1, 1)
+        images = as_float(images).clamp(-1, 1)
         scores = torch.cat([self(part) for part in images.split(256)])
         return torch.stack([part.argmax(1) for part in _by_attribute(scores)], dim=1)
 
@@ -57,7 +58,7 @@ def train_reader(cars: toy_cars.ToyCars, steps: int = 500, batch_size: int = 64,
     A little noise is put on the pictures, so that it does not hang on to what a drawing program
     leaves in a picture and a denoiser does not.
     """
-    torch.manual_seed(seed)
+    torch.manual_seed(fold(seed))
     reader = AttributeReader(cars.images.shape[-1])
     optimizer = torch.optim.AdamW(reader.parameters(), 2e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, steps)
@@ -126,6 +127,8 @@ class FeatureReader:
         return (self._prepare(features) @ self.weights + self.share).argmax(1)
 
     def _prepare(self, features: Tensor) -> Tensor:
+        if not features.isfinite().all():
+            raise ValueError("the features hold numbers that are not finite: nothing can be read from them")
         return (features.double() - self.mean) / self.spread
 
 

@@ -1,13 +1,15 @@
 """Measuring a network on real pictures: the error of its guess at each noise level, and what is possible at best."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from diffusion_utils.data import to_float, to_uint8
+from diffusion_utils.data import as_float, to_float, to_uint8
 from diffusion_utils.networks import Autoencoder
-from diffusion_utils.prediction import PREDICTION_TYPES, Denoiser
+from diffusion_utils.prediction import Denoiser, check_prediction_type
+from diffusion_utils.sampling import generator
 
 
 @torch.no_grad()
@@ -31,10 +33,9 @@ def error_per_timestep(
     """
     device = next((p.device for p in denoiser.net.parameters()), torch.device("cpu"))
     # Variance around the mean picture: what is left to know once one has seen the whole set.
-    pictures = to_float(images) if images.dtype == torch.uint8 else images
+    pictures = as_float(images)
     variance = (pictures - pictures.mean(0)).square().mean().item()
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(pictures.shape, generator=generator)
+    noise = torch.randn(pictures.shape, generator=generator(seed))
     errors = []
     for t in timesteps:
         total = 0.0
@@ -44,6 +45,8 @@ def error_per_timestep(
             steps = torch.full((len(x0),), t, device=device)
             guess = denoiser(denoiser.schedule.add_noise(x0, epsilon, steps), steps, rows)
             total += (guess - x0).square().sum().item()
+        if not math.isfinite(total):
+            raise FloatingPointError(f"the error at timestep {t} is not finite: weights or pictures are damaged")
         errors.append(total / pictures.numel() / variance)
     return errors
 
@@ -102,8 +105,7 @@ def linear_bottleneck_error(eigenvalues: Tensor, noise_to_signal: float, rank: i
         rank: numbers the bottleneck passes, 0 … len(eigenvalues).
         prediction_type: "epsilon", "sample", "v_prediction" or "edm".
     """
-    if prediction_type not in PREDICTION_TYPES:
-        raise ValueError(f"unknown prediction_type {prediction_type!r}: choose one of {', '.join(PREDICTION_TYPES)}")
+    check_prediction_type(prediction_type)
     if noise_to_signal <= 0 or not 0 <= rank <= len(eigenvalues):
         raise ValueError(f"noise_to_signal must be above 0 and rank lie in [0, {len(eigenvalues)}]")
     lam = eigenvalues.double()

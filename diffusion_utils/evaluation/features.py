@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from diffusion_utils.data import to_uint8
+from diffusion_utils.checks import suggestions
+from diffusion_utils.data import as_uint8
 from diffusion_utils.files import keep_freed_memory, read_cached, write_cached
 
 
@@ -79,11 +80,11 @@ def extractor(name: str = DEFAULT) -> nn.Module:
     """A frozen network in evaluation mode, uint8 pictures to features; `.num_features` says how many.
 
     Raises:
-        ValueError: unknown name; lists those there are.
+        ValueError: unknown name; names those there are.
         ImportError: its package is missing; says what to install.
     """
     if name not in EXTRACTORS:
-        raise ValueError(f"unknown extractor {name!r}: choose one of {', '.join(EXTRACTORS)}")
+        raise ValueError(f"unknown extractor {name!r}: choose one of {suggestions(name, EXTRACTORS)}")
     try:
         return EXTRACTORS[name]().eval().requires_grad_(False)
     except ImportError as error:
@@ -102,18 +103,17 @@ def features(images: Tensor, network: str | nn.Module = DEFAULT, batch_size: int
 
     Raises:
         ValueError: no pictures, or not of that shape and type; unknown name.
+        TypeError: no tensor.
     """
-    if images.ndim != 4 or images.shape[1] != 3 or not len(images):
-        raise ValueError(f"expected at least one picture, (N, 3, H, W), not {tuple(images.shape)}")
-    if images.is_floating_point():
-        images = to_uint8(images)
-    if images.dtype != torch.uint8:
-        raise ValueError(f"expected uint8 pictures, or floats in [-1, 1], not {images.dtype}")
+    images = as_uint8(images)
     keep_freed_memory()
     network = extractor(network) if isinstance(network, str) else network
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     batches = tqdm(images.split(batch_size), desc="features", leave=False, disable=len(images) < 1000)
-    return torch.cat([network(batch.to(device)).float().cpu() for batch in batches])
+    rows = torch.cat([network(batch.to(device)).float().cpu() for batch in batches])
+    if not rows.isfinite().all():
+        raise FloatingPointError("the features hold numbers that are not finite: their network's weights are damaged")
+    return rows
 
 
 def cached(images: Tensor, name: str = DEFAULT) -> Tensor:

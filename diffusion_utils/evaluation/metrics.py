@@ -9,6 +9,8 @@ import warnings
 import torch
 from torch import Tensor, nn
 
+from diffusion_utils.sampling import checked_seeds, fold
+
 
 class _Identity(nn.Module):
     """torchmetrics wants a network that makes features; here they are made already."""
@@ -50,7 +52,7 @@ def kid(
     metric.update(real, real=True)
     metric.update(generated, real=False)
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed GPUs, too
+        torch.default_generator.manual_seed(fold(*checked_seeds([seed])))  # torch.manual_seed would reseed GPUs, too
         mean, spread = metric.compute()
     return mean.item(), spread.item()
 
@@ -108,6 +110,7 @@ def nearest(queries: Tensor, references: Tensor, count: int = 2) -> tuple[Tensor
     Raises:
         ValueError: fewer than `count` references, or shapes that do not match.
     """
+    _check_finite(queries, references)
     if queries.shape[1:] != references.shape[1:] or len(references) < count:
         raise ValueError(
             f"queries {tuple(queries.shape)} and references {tuple(references.shape)} must match, "
@@ -147,8 +150,17 @@ def _radii(rows: Tensor, k: int) -> Tensor:
     return torch.cdist(rows, rows).kthvalue(k + 1).values  # the nearest of all is the point itself
 
 
+def _check_finite(*rows: Tensor) -> None:
+    for part in rows:
+        if not isinstance(part, Tensor):
+            raise TypeError(f"expected tensors of features or pictures, not {type(part).__name__}: torch.as_tensor")
+        if part.is_floating_point() and not part.isfinite().all():
+            raise ValueError("the features or pictures hold numbers that are not finite: nothing can be measured")
+
+
 def _matrices(real: Tensor, generated: Tensor, least: int) -> tuple[Tensor, Tensor]:
     """Both in float64, where differences of nearly equal numbers keep their digits."""
+    _check_finite(real, generated)
     if real.ndim != 2 or generated.ndim != 2 or real.shape[1] != generated.shape[1]:
         raise ValueError(f"expected (N, D) and (M, D), not {tuple(real.shape)} and {tuple(generated.shape)}")
     if min(len(real), len(generated)) < least:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from diffusion_utils.data import to_uint8
+from diffusion_utils.data import as_uint8
 from diffusion_utils.evaluation import features
 from diffusion_utils.evaluation.metrics import copy_rate, fid, kid, precision_recall
 
@@ -29,6 +29,7 @@ class Reference:
     def __init__(
         self, train: Tensor, held_out: Tensor, extractor: str = features.DEFAULT, flips: bool = True, seed: int = 0
     ):
+        train, held_out = as_uint8(train), as_uint8(held_out)
         self.extractor, self.seed, self.num_train = extractor, seed, len(train)
         self.seen = torch.cat([train, train.flip(3)]) if flips else train
         self.held_out = held_out
@@ -48,10 +49,10 @@ class Reference:
         Raises:
             ValueError: fewer than 4 pictures, or of another size.
         """
+        pictures = as_uint8(pictures)
         shape, expected = tuple(pictures.shape[1:]), tuple(self.held_out.shape[1:])
         if shape != expected:
             raise ValueError(f"expected pictures of the real ones' shape, {expected}, not {shape}")
-        pictures = to_uint8(pictures) if pictures.is_floating_point() else pictures
         rows = features.features(pictures, self.extractor)
         return {
             "extractor": self.extractor,

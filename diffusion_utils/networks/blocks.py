@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffusion_utils.checks import suggestions
+
 
 def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
     """Sines and cosines of the timestep at geometrically spaced frequencies.
@@ -181,20 +183,27 @@ def without(net: nn.Module, layers: Sequence[str]) -> nn.Module:
         layers: their names among the network's modules, such as "encoder.7".
 
     Raises:
-        ValueError: no such layer; the message lists those there are.
+        ValueError: no such layer; the message names some of those there are.
     """
+    if isinstance(layers, str):
+        raise ValueError(f"layers is a list of names, [{layers!r}], not one name")
     net = copy.deepcopy(net)
     optional = {name: layer for name, layer in net.named_modules() if isinstance(layer, ResBlock | SelfAttention)}
     for name in layers:
         if name not in optional:
-            raise ValueError(f"the network cannot do without {name!r}: choose from {', '.join(optional) or 'nothing'}")
+            raise ValueError(f"the network cannot do without {name!r}: choose one of {suggestions(name, optional)}")
         optional[name].skipped = True
     return net
 
 
-def check_size(x_t: Tensor, stride: int) -> None:
-    """Raise a ValueError for pictures whose height or width the network's stride does not divide."""
+def check_size(x_t: Tensor, stride: int, channels: int | None = None) -> None:
+    """Raise a ValueError for pictures whose height or width the network's stride does not divide, or of other
+    channels than it reads."""
     height, width = x_t.shape[-2:]
+    if channels is not None and x_t.shape[1] != channels:
+        raise ValueError(
+            f"a picture of {x_t.shape[1]} channels cannot pass: the network's picture_channels is {channels}"
+        )
     if height % stride or width % stride:
         raise ValueError(
             f"a {height}×{width} picture cannot pass: height and width must be multiples of "

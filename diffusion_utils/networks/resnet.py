@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from diffusion_utils.checks import suggestions
 from diffusion_utils.networks.blocks import (
     Downsample,
     PoolDown,
@@ -89,9 +90,9 @@ class ResNetEncoderDecoder(nn.Module):
         super().__init__()
         _check_options(channels, depth, decoder_depth, stem, skip)
         depths = [depth] * len(channels) if isinstance(depth, int) else depth
-        out_channels = out_channels or picture_channels
+        out_channels = picture_channels if out_channels is None else out_channels
         self.cond_shape = (cond_dim,) if cond_dim else None
-        self.timestep = timestep
+        self.timestep, self.picture_channels = timestep, picture_channels
         self.stride = stem * 2 ** (len(channels) - 1)
         check_attention(attention, [stem * 2**i for i in range(len(channels))])
         # The head doubles last, unless it answers patches, or features at full resolution come in before it.
@@ -144,7 +145,7 @@ class ResNetEncoderDecoder(nn.Module):
     def forward(
         self, x_t: Tensor, t: Tensor, cond: Tensor | None = None, context: tuple[Tensor, Tensor] | None = None
     ) -> Tensor:
-        check_size(x_t, self.stride)
+        check_size(x_t, self.stride, self.picture_channels)
         embedding = self.embed(t if self.timestep else torch.zeros_like(t), cond)
         h, kept = self.stem(x_t), []
         for layer in [*self.encoder, *self.decoder]:
@@ -173,7 +174,7 @@ def _check_options(
     if stem not in (1, 2, 4):
         raise ValueError(f"stem must be 1, 2 or 4, not {stem}")
     if skip not in SKIPS:
-        raise ValueError(f"unknown skip {skip!r}: choose one of {', '.join(SKIPS)}")
+        raise ValueError(f"unknown skip {skip!r}: choose one of {suggestions(skip, SKIPS)}")
     depths = [depth] * len(channels) if isinstance(depth, int) else depth
     if not channels or len(depths) != len(channels) or min(depths) < 1 or decoder_depth < 0:
         raise ValueError(

@@ -90,7 +90,7 @@ class SegNet(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        check_size(x_t, self.stride)
+        check_size(x_t, self.stride, self.head.out_channels)
         embedding = self.embed(t, cond)
         h, indices = x_t, []
         for stage in self.encoder:

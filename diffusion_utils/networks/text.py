@@ -47,7 +47,9 @@ class Tokenizer:
         words = sorted({word for caption in split for word in caption})
         if not words:
             raise ValueError("the captions hold no words to learn")
-        return cls(words, length or max(len(caption) for caption in split))
+        if length is not None and length < 1:
+            raise ValueError(f"length must be at least 1 word, not {length}")
+        return cls(words, max(len(caption) for caption in split) if length is None else length)
 
     @staticmethod
     def split(text: str) -> list[str]:

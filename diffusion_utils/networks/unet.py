@@ -90,7 +90,7 @@ class UNet(nn.Module):
         nn.init.zeros_(self.head[-1].bias)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        check_size(x_t, self.stride)
+        check_size(x_t, self.stride, self.stem.in_channels)
         embedding = self.embed(t, cond)
         h = self.stem(x_t)
         kept = [h]

@@ -12,4 +12,4 @@ applies to these figures alone: importing this module leaves matplotlib's settin
 
 from diffusion_utils.plotting.charts import curves, dots, loss_curves, points, schedule_curves
 from diffusion_utils.plotting.drawings import network_drawing
-from diffusion_utils.plotting.pictures import picture_grid, save_grid, save_picture, show_grid, strip
+from diffusion_utils.plotting.pictures import picture_format, picture_grid, save_grid, save_picture, show_grid, strip

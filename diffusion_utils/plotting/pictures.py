@@ -1,5 +1,7 @@
 """Pictures side by side: as one numpy array, as a PNG file, as a figure with labels."""
 
+import io
+import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,10 +13,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from diffusion_utils.data import to_uint8
+from diffusion_utils.data import as_uint8
 from diffusion_utils.files import write_atomically
 from diffusion_utils.plotting.style import CHARACTER, DPI, FONT_SIZE, LINE, WIDTH, listed, style, with_alt
 
+USUAL = {"PNG": {"optimize": True}, "JPEG": {"quality": 92}, "WEBP": {"quality": 92}}  # formats and how they are saved
 LARGEST_CELL = 1.7  # inches; a few small pictures are not blown up to the full width
 
 
@@ -35,7 +38,7 @@ def picture_grid(images: Tensor, columns: int = 8, aspect: float = 4 / 3, scale:
         ValueError: no pictures, another shape or dtype, or a number that is not positive.
         TypeError: `images` is no tensor.
     """
-    images = _as_uint8(images)
+    images = as_uint8(images)
     return _tile(images, _columns(columns, images), aspect, scale)[0]
 
 
@@ -47,12 +50,37 @@ def save_grid(images: Tensor, path: str | Path, columns: int = 8, aspect: float 
 def save_picture(picture: np.ndarray, path: str | Path) -> None:
     """Write uint8 [height, width, 3] to `path`, whole or not at all; makes its folder.
 
-    As JPEG where the name ends in .jpg or .jpeg, a seventh of the size and hardly to be told from it;
-    else as PNG, exactly.
+    In the format that the name ends in: .png keeps every pixel exactly, .jpg and .webp take a seventh of the
+    size and can hardly be told from it.
+
+    Raises:
+        ValueError: an ending that Pillow cannot write.
     """
-    jpeg = Path(path).suffix.lower() in (".jpg", ".jpeg")
-    form = {"format": "JPEG", "quality": 92} if jpeg else {"format": "PNG", "optimize": True}
+    form = picture_format(path)
     write_atomically(path, lambda temporary: Image.fromarray(picture).save(temporary, **form))
+
+
+def picture_format(path: str | Path) -> dict:
+    """How Pillow is to save a picture under this name.
+
+    Raises:
+        ValueError: an ending that Pillow cannot write, or only in another size or as something else than a picture.
+    """
+    ending = Path(path).suffix.lower()
+    name = Image.registered_extensions().get(ending)
+    if name in USUAL:
+        return {"format": name, **USUAL[name]}
+    try:
+        trial, size = io.BytesIO(), (300, 20)  # wider than icons are
+        Image.new("RGB", size).save(trial, format=name or ending)
+        with Image.open(trial) as back:
+            if back.size == size:
+                return {"format": name}
+    except (OSError, ValueError, KeyError):
+        pass
+    raise ValueError(
+        f"{path} ends in no format of pictures that can be written: choose .png, .jpg, .webp, .gif or .tif"
+    )
 
 
 def show_grid(
@@ -71,12 +99,12 @@ def show_grid(
         title: one for the whole figure.
         width: inches; by default 7, or less for fewer pictures.
     """
-    images = _as_uint8(images)
+    images = as_uint8(images)
     titles = [""] * len(images) if titles is None else titles
     if len(titles) != len(images):
         raise ValueError(f"{len(titles)} titles for {len(images)} pictures: give one title each")
     columns = _columns(columns, images)
-    width = width or min(WIDTH, columns * LARGEST_CELL)
+    width = _width(width, columns)
     texts = [textwrap.fill(str(text), max(8, int(width / columns / CHARACTER))) for text in titles]
     lines = max(text.count("\n") + 1.3 if text else 0 for text in texts)
     figure, axes, x, y = _picture_figure(images, columns, aspect, width, title, band=lines * LINE)
@@ -129,8 +157,8 @@ def strip(
         raise ValueError(f"{len(column_labels)} column_labels for {columns} columns: give one each")
     if row_labels is not None and len(row_labels) != len(rows):
         raise ValueError(f"{len(row_labels)} row_labels for {len(rows)} rows: give one each")
-    images = torch.cat([_as_uint8(r if isinstance(r, Tensor) else torch.stack(list(r))) for r in rows])
-    width = width or min(WIDTH, columns * LARGEST_CELL)
+    images = torch.cat([as_uint8(r if isinstance(r, Tensor) else torch.stack(list(r))) for r in rows])
+    width = _width(width, columns)
     left = 0.1 + CHARACTER * max(len(str(label)) for label in row_labels) if row_labels else 0
     figure, axes, x, y = _picture_figure(images, columns, aspect, width, title, left=left, top=1.5 * LINE)
     axes.set_axis_on()
@@ -147,19 +175,11 @@ def strip(
     return with_alt(figure, f"{down}; from left to right {listed(column_labels)}{title and f'; {title}' or ''}")
 
 
-def _as_uint8(images: Tensor) -> Tensor:
-    """The batch as uint8 on the CPU, or an error that says what is wrong with it."""
-    if not isinstance(images, Tensor):
-        raise TypeError(f"expected a tensor of pictures, not {type(images).__name__}")
-    if images.dim() != 4 or images.shape[1] != 3:
-        hint = "; for a single picture pass image[None]" if images.dim() == 3 else ""
-        raise ValueError(f"expected pictures of shape (N, 3, H, W), not {tuple(images.shape)}{hint}")
-    if images.numel() == 0:
-        raise ValueError(f"no pictures to show: the batch has shape {tuple(images.shape)}")
-    if images.dtype != torch.uint8 and not images.is_floating_point():
-        raise ValueError(f"expected float pictures in [-1, 1] or uint8, not {images.dtype}")
-    images = images.detach().cpu()
-    return images if images.dtype == torch.uint8 else to_uint8(images)
+def _width(width: float | None, columns: int) -> float:
+    """Inches of a figure."""
+    if width is not None and not 0 < width < math.inf:
+        raise ValueError(f"width must be above 0 inches, not {width}")
+    return min(WIDTH, columns * LARGEST_CELL) if width is None else width
 
 
 def _columns(columns: int, images: Tensor) -> int:
@@ -172,7 +192,7 @@ def _tile(
     images: Tensor, columns: int, aspect: float, scale: float, band: int = 0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """`picture_grid` with an empty band of pixels above each row; left and top edges of the cells."""
-    if not (aspect > 0 and scale > 0):
+    if not (0 < aspect < math.inf and 0 < scale < math.inf):
         raise ValueError(f"aspect and scale must be above 0, not {aspect} and {scale}")
     height = max(1, round(images.shape[2] * scale))
     width, gap = max(1, round(height * aspect)), max(1, round(height / 32))

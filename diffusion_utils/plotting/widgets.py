@@ -18,7 +18,8 @@ import functools
 import html
 import io
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import ipywidgets
 import numpy as np
@@ -28,6 +29,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffusion_utils.plotting.pictures import picture_grid
+from diffusion_utils.sampling import generator
 from diffusion_utils.schedule import Schedule
 
 CELL_HEIGHT = 128  # pixels on screen that one picture is high, unless the row gets too wide
@@ -100,13 +102,15 @@ def frame_slider(
     style, layout = {"description_width": "initial"}, ipywidgets.Layout(width=WHOLE, max_width="600px")
     slider = ipywidgets.IntSlider(0, 0, count - 1, description=description, style=style, layout=layout)
     slider.tooltip = description  # version 8 would show "null" over the slider's name
-    label = ipywidgets.HTML(value=text(0))
+    label = ipywidgets.HTML()
     layout = ipywidgets.Layout(max_width=WHOLE, **({"width": f"{width}px"} if width else {}))
-    image = Picture(value=frame(0), format="png", layout=layout, tooltip=shows)
+    image = Picture(format="png", layout=layout, tooltip=shows)
 
     def redraw(change):
-        image.value, label.value = frame(change["new"]), text(change["new"])
+        with _errors_in(label):
+            image.value, label.value = frame(change["new"]), text(change["new"])
 
+    redraw({"new": 0})
     slider.observe(redraw, names="value")
     controls = slider
     if play:
@@ -140,7 +144,7 @@ def noise_slider(
     # Its height and width, and an early error for anything that is no batch of pictures.
     size = picture_grid(images, columns, aspect).shape
     images = images.detach().float().cpu()
-    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(seed))
+    noise = torch.randn(images.shape, generator=generator(seed))
 
     def frame(t: int) -> bytes:
         return encode(picture_grid(schedule.add_noise(images, noise, t), columns, aspect))
@@ -257,15 +261,16 @@ def prompt_box(
 
     def redraw(change=None):
         label.value = "drawing …"
-        pictures = draw(text.value, slider.value, number.value)
-        grid = picture_grid(pictures, columns, aspect)
-        image.value = encode(grid)
-        image.layout.width = f"{min(WIDEST, round(grid.shape[1] * height / pictures.shape[2]))}px"
-        said = html.escape(remark(text.value))  # it repeats what was typed
-        what = html.escape(text.value.strip()) or "(no prompt)"
-        label.value = _line(f"<b>{what}</b>", f"w = {slider.value:g}", f"seed {number.value}") + (
-            said and f"<br>{said}"
-        )
+        with _errors_in(label):
+            pictures = draw(text.value, slider.value, number.value)
+            grid = picture_grid(pictures, columns, aspect)
+            image.value = encode(grid)
+            image.layout.width = f"{min(WIDEST, round(grid.shape[1] * height / pictures.shape[2]))}px"
+            said = html.escape(remark(text.value))  # it repeats what was typed
+            what = html.escape(text.value.strip()) or "(no prompt)"
+            label.value = _line(f"<b>{what}</b>", f"w = {slider.value:g}", f"seed {number.value}") + (
+                said and f"<br>{said}"
+            )
 
     redraw()
     for control in (text, slider, number):
@@ -279,6 +284,18 @@ def side_by_side(left: Tensor, right: Tensor, columns: int, aspect: float = 4 / 
     left, right = (picture_grid(images, columns, aspect) for images in (left, right))
     space = np.full((len(left), 16, 3), 255, dtype=np.uint8)
     return np.concatenate([left, space, right], axis=1)
+
+
+@contextmanager
+def _errors_in(label: ipywidgets.HTML) -> Iterator[None]:
+    """Have a label say what went wrong: an error in a callback is shown on no page."""
+    try:
+        yield
+    except Exception as error:
+        label.value = html.escape(f"this did not work: {error or type(error).__name__}")
+    except KeyboardInterrupt:
+        label.value = "interrupted"
+        raise
 
 
 def _line(*parts: str) -> str:

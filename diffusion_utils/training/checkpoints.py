@@ -1,19 +1,43 @@
 """What a training run leaves on disk, so that it can be stopped at any moment and go on."""
 
+import io
 import json
 import signal
 import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from zipfile import ZipFile
 
 import torch
+from filelock import FileLock, Timeout
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from diffusion_utils.files import write_atomically, write_text
 from diffusion_utils.training.config import FREE_ON_RESUME, TrainConfig
 from diffusion_utils.training.optimizers import Muon
+
+CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
+RECORD = b'{"step": '  # how every line of a log begins
+
+
+@contextmanager
+def only_run(folder: Path) -> Iterator[None]:
+    """Hold a run's folder, which is made if need be, against other processes.  The lock is the operating system's
+    and goes with the process, however that ends; the empty file `.lock` stays.
+
+    Raises:
+        FileExistsError: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        # One lock per path: a notebook whose cell was interrupted may run it again.
+        with FileLock(folder / ".lock", timeout=0, is_singleton=True):
+            yield
+    except Timeout:
+        raise FileExistsError(f"another run is going on in {folder}: wait for it, or choose another folder") from None
 
 
 class Log:
@@ -22,10 +46,8 @@ class Log:
 
     def __init__(self, path: Path, step: int):
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [r for r in read_log(path) if r["step"] <= step] if path.exists() else []
-        text = "".join(json.dumps(record) + "\n" for record in kept)
-        write_text(path, text)
+        self.kept = [r for r in read_log(path) if r["step"] <= step] if path.exists() else []
+        write_text(path, "".join(json.dumps(record) + "\n" for record in self.kept))
 
     def write(self, record: dict) -> None:
         with open(self.path, "a", encoding="utf-8") as file:
@@ -33,13 +55,24 @@ class Log:
 
 
 def read_log(path: str | Path) -> list[dict]:
-    """The records of a `log.jsonl`; a half-written last line (the run was killed) is left out."""
-    records = []
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
+    """The records of a `log.jsonl`; a half-written last line (the run was killed) is left out.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
+    records, lines = [], Path(path).read_bytes().splitlines()
+    for number, line in enumerate(lines, 1):
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            record = json.loads(line)
+            if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+                raise ValueError("no record")
+        except ValueError:
+            if number == len(lines) and line[: len(RECORD)] == RECORD[: len(line)]:
+                break
+            raise ValueError(
+                f"line {number} of {path} is no record of a run: move that file away, or choose another folder"
+            ) from None
+        records.append(record)
     return records
 
 
@@ -95,7 +128,9 @@ class TrainState:
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
-        write_atomically(path, lambda temporary: torch.save(contents, temporary))
+        whole = io.BytesIO()  # when torch itself writes the file, a full disk comes back as some RuntimeError
+        torch.save(contents, whole)
+        write_atomically(path, lambda temporary: temporary.write_bytes(whole.getbuffer()))
 
     def restore(self, path: Path, config: TrainConfig, device: torch.device) -> None:
         """Put a checkpoint's contents in place.
@@ -104,7 +139,10 @@ class TrainState:
             ValueError: damaged, or of a run that learns something else than `config` says.
         """
         contents = load_checkpoint(path, device)
-        then, now = asdict(TrainConfig(**contents["config"])), asdict(config)
+        try:
+            then, now = asdict(TrainConfig(**contents["config"])), asdict(config)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path} is a checkpoint of another version of diffusion_utils: {error}") from None
         changed = [name for name in now if name not in FREE_ON_RESUME and then[name] != now[name]]
         if changed:
             raise ValueError(
@@ -119,28 +157,46 @@ class TrainState:
         self.step, self.seconds = contents["step"], contents["seconds"]
         torch.set_rng_state(contents["rng"].cpu())
         if contents["cuda_rng"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all([state.cpu() for state in contents["cuda_rng"]])
+            states = contents["cuda_rng"][: torch.cuda.device_count()]
+            torch.cuda.set_rng_state_all([state.cpu() for state in states])
 
 
 def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dict:
-    """A checkpoint's contents: config, step, seconds, net, ema, optimizer, rng.
+    """A checkpoint's contents: config, step, seconds, net, ema, optimizer, rng, cuda_rng.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file is damaged or not a checkpoint of this package.
+        OSError: no such file, or it cannot be read.
+        ValueError: the file is damaged, or something else than a checkpoint of this package.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: start the run without --resume")
     # Several processes on a CPU call it "cpu:0", a place that torch.load does not know.
     device = "cpu" if torch.device(device).type == "cpu" else device
+    if not _whole(path):
+        raise ValueError(
+            f"{path} is damaged, or not a checkpoint at all: put a whole copy there, or choose another folder"
+        )
     try:
         contents = torch.load(path, map_location=device, weights_only=True)
-        if not {"config", "step", "net", "ema", "optimizer"} <= set(contents):
-            raise ValueError("parts are missing")
-    except Exception as error:  # torch.load raises a dozen kinds for a damaged file
-        raise ValueError(
-            f"{path} is damaged or not a checkpoint of diffusion_utils ({type(error).__name__}): "
-            "delete it to start the run afresh"
-        ) from error
+        missing = {"config", "step", "seconds", "net", "ema", "optimizer", "rng", "cuda_rng"} - set(contents)
+    except (OSError, MemoryError, torch.OutOfMemoryError):
+        raise  # nothing that the file is to blame for
+    except Exception as error:
+        reason = str(error).partition("\n")[0].removesuffix(".")
+        raise ValueError(f"{path} is not a checkpoint of diffusion_utils ({reason}): choose another folder") from None
+    if missing:
+        lacking = ", ".join(sorted(missing))
+        raise ValueError(f"{path} is not a checkpoint of diffusion_utils, it lacks {lacking}: choose another folder")
     return contents
+
+
+def _whole(path: Path) -> bool:
+    """Whether a file is one that torch.save wrote, to the last bit; torch.load does not notice all that are changed."""
+    try:
+        with ZipFile(path) as archive:
+            return archive.testzip() is None
+    except OSError as error:
+        raise type(error)(f"{path} cannot be read: {error.strerror}") from None
+    except Exception:  # zipfile raises many kinds for what is no archive
+        return False

@@ -1,12 +1,16 @@
 """What a training run is asked to do, as values that checkpoints, run folders and model cards can store."""
 
 import json
+import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Literal, get_args, get_origin
+from typing import Literal
 
-from diffusion_utils.data.sets import Condition
+from diffusion_utils.checks import check_kind
+from diffusion_utils.data.pictures import ASPECT, ratio
+from diffusion_utils.data.sets import LICENCES, Condition
 from diffusion_utils.prediction import PredictionType
+from diffusion_utils.sampling import checked_seeds
 from diffusion_utils.schedule import Schedule, ScheduleName, make_schedule
 
 BUDGET = ("steps", "images", "minutes")
@@ -59,7 +63,9 @@ class TrainConfig:
     # Share of the pictures whose condition is withheld, so that the network also learns to draw without one: what
     # classifier-free guidance needs (Ho & Salimans 2022, 2207.12598, algorithm 1).
     cond_dropout: float = 0.1
-    flip: bool = True  # Mirror each picture left to right with probability ½.
+    # Mirror each picture left to right with probability ½, so that the network learns, and draws, either way round;
+    # leave it out where left and right differ, as in letters.  Toy cars with captions never are.
+    flip: bool = True
     seed: int = 0  # Of the initial weights, the order of the pictures, the noise and the timesteps.
     # Precision of the network's arithmetic; "auto": bf16 where the device computes in it natively.
     mixed_precision: Literal["auto", "no", "bf16"] = "auto"
@@ -68,16 +74,15 @@ class TrainConfig:
     checkpoint_every: int = 500  # Steps from one checkpoint to the next.
 
     def __post_init__(self):
-        for option in fields(self):
-            value = getattr(self, option.name)
-            if get_origin(option.type) is Literal and value not in get_args(option.type):
-                raise ValueError(f"{option.name} must be one of {', '.join(get_args(option.type))}, not {value!r}")
-            if option.name in _POSITIVE and value is not None and not value > 0:
-                raise ValueError(f"{option.name} must be greater than 0, not {value}")
-        if isinstance(self.network, dict) and "name" not in self.network:
+        _check_kinds(self)
+        for name in _POSITIVE:
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be greater than 0, not {getattr(self, name)}")
+        if self.network is not None and not isinstance(self.network.get("name"), str):
             raise ValueError(f"network needs a name, such as {{'name': 'resnet'}}, not {self.network}")
         if self.warmup_steps < 0 or self.weight_decay < 0:
             raise ValueError("warmup_steps and weight_decay must be at least 0")
+        checked_seeds([self.seed])
         for name in ("cond_dropout", "decay_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], not {getattr(self, name)}")
@@ -93,11 +98,18 @@ class TrainConfig:
             raise ValueError(
                 "snr_floor would weigh an error in ε by floor/SNR, without limit: use sample or v_prediction"
             )
+        if self.prediction_type == "epsilon" and self.zero_terminal_snr:
+            raise ValueError(
+                "epsilon prediction cannot learn where no signal is left: use sample or v_prediction, or leave "
+                "zero_terminal_snr out"
+            )
         if self.objective == "consistency" and self.min_snr_gamma is not None:
             raise ValueError("objective 'consistency' weighs its loss in its own way: leave min_snr_gamma out")
         if self.objective == "consistency" and self.zero_terminal_snr:
             raise ValueError("objective 'consistency' needs a little signal everywhere: leave zero_terminal_snr out")
-        if self.network and (self.objective == "autoencoder") != (self.network.get("name") == "autoencoder"):
+        if self.network is not None and (self.objective == "autoencoder") != (
+            self.network.get("name") == "autoencoder"
+        ):
             raise ValueError("objective 'autoencoder' and network 'autoencoder' belong together: give both or neither")
 
     def make_schedule(self) -> Schedule:
@@ -123,6 +135,16 @@ class TrainConfig:
         return self.learning_rate * warmup * decay
 
 
+def _check_kinds(options) -> None:
+    """Raise a ValueError if a field holds something of another kind than it is declared with."""
+    for option in fields(options):
+        value = getattr(options, option.name)
+        endless = option.name in _ENDLESS and value == math.inf
+        if option.type is not Path and not endless:  # for a path, tyro has a placeholder while it reads
+            check_kind(option.name, value, option.type)
+
+
+_ENDLESS = {"minutes", "clip_grad_norm", "min_snr_gamma"}  # no limit
 _POSITIVE = {*BUDGET, "sigma_data", "min_snr_gamma", "batch_size", "learning_rate", "clip_grad_norm"}
 _POSITIVE |= {"num_train_timesteps", "log_every", "checkpoint_every"}
 
@@ -135,8 +157,11 @@ class Run:
     data: str = "toy_cars"  # What to learn from: toy_cars, stanford_cars, or a folder of pictures.
     resume: bool = False  # Go on from the checkpoint in --out, with its settings; the budget may be another.
     size: int | None = None  # Pixels per side; default: 64, toy cars 32.
-    # What the network is conditioned on: each picture's body type, a caption in words (text to image), or the
-    # picture itself at half the size (super-resolution).
+    # Width:height of the window that is cut out of own pictures, such as 1:1 or 3:2; default: 4:3 where most of
+    # them are about that wide, else 1:1.
+    aspect: str | None = None
+    # What the network is conditioned on: each picture's body type, its class (own pictures: the subfolder it lies
+    # in), a caption in words (text to image), or the picture itself at half the size (super-resolution).
     condition: Condition | None = None
     autoencoder: str | None = None  # Weights of one: learn its latents of the pictures instead of their pixels.
     # Weights to begin with, a name or a path; network, schedule and prediction type are theirs.
@@ -148,8 +173,13 @@ class Run:
     AUTOENCODER = "autoencoder.safetensors"  # a run that learns latents keeps a copy of that in its folder
 
     def __post_init__(self):
+        _check_kinds(self)
+        for name in ("data", "start", "autoencoder"):
+            if getattr(self, name) == "":
+                raise ValueError(f"{name} is empty: give a name or a path, or leave --{name} out")
         if self.size is not None and self.size < 8:
             raise ValueError(f"size must be at least 8 pixels, not {self.size}")
+        ratio(self.aspect)  # raises where it is none
         if self.sample_every < 0 or self.snapshot_images < 0:
             raise ValueError("sample_every and snapshot_images must be at least 0")
         if self.config.objective == "autoencoder" and (self.condition or self.autoencoder):
@@ -175,9 +205,18 @@ class Run:
         """
         try:
             contents = json.loads((out / "run.json").read_bytes())
+            if not isinstance(contents, dict) or not isinstance(contents.get("before") or {}, dict):
+                raise ValueError("its entries are missing")
+            if missing := [name for name in ("data", "size", "config") if name not in contents]:
+                raise ValueError(f"it lacks {', '.join(missing)}")
             options = {option.name: contents[option.name] for option in fields(cls) if option.name in contents}
+            if options.get("data") not in (None, *LICENCES):
+                options.setdefault("aspect", ASPECT)  # of own pictures, before there was a choice
             run = cls(**options | {"out": out, "resume": True, "config": TrainConfig(**contents["config"])})
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{out / 'run.json'} does not describe a run of this package: {error}") from None
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"{out / 'run.json'} does not describe a run of this package ({error}): put it back, or choose another "
+                "folder"
+            ) from None
         inside = run.autoencoder == cls.AUTOENCODER
         return (replace(run, autoencoder=str(out / cls.AUTOENCODER)) if inside else run), contents

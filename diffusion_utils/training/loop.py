@@ -7,8 +7,10 @@ and two processes, each taking its slice of the same batch, train the same model
 """
 
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +27,14 @@ from diffusion_utils.files import keep_freed_memory
 from diffusion_utils.networks import TextToImage
 from diffusion_utils.networks.autoencoder import autoencoder_loss
 from diffusion_utils.prediction import Denoiser, min_snr_weight
+from diffusion_utils.sampling import fold
 from diffusion_utils.training.batches import Batch, Batches
-from diffusion_utils.training.checkpoints import Log, TrainState, read_log, stop_on_signal
+from diffusion_utils.training.checkpoints import CHECKPOINT, LOG, Log, TrainState, only_run, stop_on_signal
 from diffusion_utils.training.config import TrainConfig
 from diffusion_utils.training.consistency import STAGES, consistency_loss
 from diffusion_utils.training.optimizers import ema_update, make_optimizer
+
+IMAGES = "images must be a uint8 tensor (N, 3, H, W), 0 … 255, or latents of variance 1, float32 (N, C, H, W)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +74,7 @@ def train(
     resume: bool = False,
     cond: Tensor | None = None,
     start: nn.Module | None = None,
+    begin: Callable[[], None] | None = None,
 ) -> Iterator[StepRecord]:
     """Train a denoiser; yields a record every `config.log_every` steps and at the end.
 
@@ -84,16 +90,20 @@ def train(
             Networks for super-resolution make their own.
         start: a trained network, to begin with its weights instead of random ones: of the same form, or
             the picture network of a `TextToImage`, which then only has to learn the text.
+        begin: called once, when all has been checked and before the first step: writes what belongs beside the
+            checkpoint.
 
     Under `accelerate launch` every process runs this and takes its share of each batch.
 
     Raises:
         ValueError: pictures or configuration unfit, or a resumed run that learns something else.
-        FileExistsError: `run_dir` already holds a run and `resume` is False.
+        FileExistsError: `run_dir` already holds a run and `resume` is False, or another run is going on there.
+        FloatingPointError: the numbers grow beyond all bounds; the last checkpoint stays.
     """
-    run_dir = run_dir and Path(run_dir)
-    checkpoint = run_dir and run_dir / "checkpoint.pt"
-    resumed = bool(checkpoint) and checkpoint.exists()
+    if run_dir == "" or resume and run_dir is None:
+        raise ValueError("run_dir is missing: give the folder of the run")
+    run_dir = None if run_dir is None else Path(run_dir)
+    resumed = bool(run_dir) and (run_dir / CHECKPOINT).exists()
     if resumed and not resume:
         raise FileExistsError(f"{run_dir} already holds a run: resume it (--resume) or choose another folder")
     if config.objective == "consistency" and start is None and not resumed:
@@ -101,28 +111,39 @@ def train(
     _check_images(images)
     config.progress(0, 0)  # an error where there is no budget, before anything is done
     accelerator = _accelerator(config)
-    device, is_main = accelerator.device, accelerator.is_main_process
-    if device.type == "cpu":
+    if accelerator.device.type == "cpu":
         keep_freed_memory()
 
-    state = _new_state(config, device, start if not resumed else None)
+    state = _new_state(config, accelerator.device, start if not resumed else None)
     if cond is not None:
-        cond = cond.to(device, torch.int64 if isinstance(state.net, TextToImage) else torch.float32)
+        cond = cond.to(accelerator.device, torch.int64 if isinstance(state.net, TextToImage) else torch.float32)
     share = (accelerator.process_index, accelerator.num_processes)
-    batches = Batches(images.to(device), cond, state.net, config, share)
-    if resumed:
-        state.restore(checkpoint, config, device)
-    log = Log(run_dir / "log.jsonl", state.step) if run_dir and is_main else None
+    batches = Batches(images.to(accelerator.device), cond, state.net, config, share)
+    _check_fit(config, state, batches)
+    with only_run(run_dir) if run_dir and accelerator.is_main_process else nullcontext():
+        if resumed:
+            state.restore(run_dir / CHECKPOINT, config, accelerator.device)
+        elif run_dir and accelerator.is_main_process and (run_dir / CHECKPOINT).exists():
+            raise FileExistsError(f"another run was in {run_dir} just now: choose another folder")
+        log = Log(run_dir / LOG, state.step) if run_dir and accelerator.is_main_process else None
+        if begin and accelerator.is_main_process:
+            begin()
+        yield from _steps(config, state, batches, accelerator, log)
+    accelerator.free_memory()
+
+
+def _steps(
+    config: TrainConfig, state: TrainState, batches: Batches, accelerator: Accelerator, log: Log | None
+) -> Iterator[StepRecord]:
+    """The loop itself, from `state` to the end of the budget; `log`: where the run is kept, if this process does."""
     net, optimizer = accelerator.prepare(state.net, state.optimizer)
-    schedule = config.make_schedule()
-    objective = make_objective(config, Denoiser(net, schedule, config.prediction_type, config.sigma_data))
-    ema_denoiser = Denoiser(state.ema.module, schedule, config.prediction_type, config.sigma_data)
+    objective, ema_denoiser = make_objective(config, _denoiser(config, net)), _denoiser(config, state.ema.module)
 
     started = time.perf_counter() - state.seconds
     meter = _Meter(config, state, ema_denoiser, accelerator)
     progress, stop = config.progress(state.step, state.seconds), False
     if progress >= 1:  # a finished run, resumed: hand out what it learnt, for a caller that died then
-        loss = next((r["loss"] for r in reversed(read_log(run_dir / "log.jsonl"))), math.nan)
+        loss = log.kept[-1].get("loss", math.nan) if log and log.kept else math.nan
         yield StepRecord(state.step, state.step * config.batch_size, loss, 0.0, 0.0, state.seconds, 0.0, ema_denoiser)
     with stop_on_signal() as stop_asked:
         while progress < 1 and not stop:
@@ -144,18 +165,18 @@ def train(
             log_due = finished or state.step % config.log_every == 0
             save_due = finished or state.step % config.checkpoint_every == 0
             if log_due or save_due:
-                mean_loss = meter.mean_loss()  # before saving: a good checkpoint stays good
+                mean_loss = meter.mean_loss()
+                check_finite(state, mean_loss, float(grad_norm))  # before saving: a good checkpoint stays good
             if log_due:
                 record = meter.record(mean_loss, learning_rate, float(grad_norm), stopped=progress < 1 and stop)
                 if log:
                     log.write(record.to_json())
-            if save_due and checkpoint and is_main:
-                state.save(checkpoint, config)  # after the log: killed in between, a resumed run writes the line again
+            if save_due and log:  # after the log: killed in between, a resumed run writes the line again
+                state.save(log.path.with_name(CHECKPOINT), config)
             if log_due:
                 handed_out = time.perf_counter()
                 yield record
                 started += time.perf_counter() - handed_out  # what the caller does is not training
-    accelerator.free_memory()
 
 
 def make_objective(config: TrainConfig, denoiser: Denoiser) -> Callable[[Batch, float], Tensor]:
@@ -199,6 +220,19 @@ def begin_with(net: nn.Module, start: nn.Module) -> None:
     into.load_state_dict({**own, **weights})
 
 
+def check_finite(state: TrainState, loss: float, grad_norm: float) -> None:
+    """Raise a FloatingPointError if the loss, the gradient or the averaged weights have left the numbers that can
+    be stored: weights are kept in half precision."""
+    largest = torch.stack([w.abs().amax().float() for w in state.ema.state_dict().values() if w.is_floating_point()])
+    values = {"loss": loss, "length of the gradient": grad_norm, "largest weight": largest.amax().item()}
+    for name, value in values.items():
+        if not abs(value) <= (torch.finfo(torch.float16).max if name == "largest weight" else sys.float_info.max):
+            raise FloatingPointError(
+                f"the {name} is {value:.4g} after {state.step} steps: lower learning_rate or set mixed_precision "
+                "to 'no'"
+            )
+
+
 def bf16_is_native(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 matrices in hardware, so that bf16 is a gain."""
     if device.type == "cuda":
@@ -217,13 +251,8 @@ class _Meter:
         self.losses, self.step, self.seconds = [], state.step, state.seconds
 
     def mean_loss(self) -> float:
-        """Over all processes; raises a FloatingPointError if it is not finite."""
-        loss = self.accelerator.reduce(torch.stack(self.losses).mean(), "mean").item()
-        if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss is {loss} after {self.state.step} steps: lower learning_rate or set mixed_precision to 'no'"
-            )
-        return loss
+        """Over all processes."""
+        return self.accelerator.reduce(torch.stack(self.losses).mean(), "mean").item()
 
     def record(self, loss: float, learning_rate: float, grad_norm: float, stopped: bool) -> StepRecord:
         """The next record, after which the measuring begins anew."""
@@ -236,20 +265,41 @@ class _Meter:
 
 def _check_images(images: Tensor) -> None:
     """Raise a ValueError for pictures that cannot be trained on."""
-    # Pictures as floats, 0 … 255, are a slip that would train without a word.
-    latents = images.dtype == torch.float32 and images.dim() == 4 and images.numel() > 1 and images.std() < 10
-    if images.dtype != torch.uint8 and not latents or images.dim() != 4 or len(images) == 0:
-        raise ValueError(
-            "images must be a uint8 tensor (N, 3, H, W), or latents, float32 (N, C, H, W), with N ≥ 1, "
-            f"not {images.dtype} {tuple(images.shape)}"
-        )
+    if not isinstance(images, Tensor) or images.dim() != 4 or not images.numel():
+        shape = getattr(images, "shape", None)
+        raise ValueError(f"{IMAGES}, with N ≥ 1, not {type(images).__name__} {tuple(shape) if shape else ''}".rstrip())
+    if images.dtype == torch.uint8:
+        return
+    # Pictures as floats, in [0, 1], [-1, 1] or 0 … 255, are a slip that would train without a word.
+    if images.dtype != torch.float32 or images.numel() < 2 or not images.std() < 10:
+        raise ValueError(f"{IMAGES}, not {images.dtype} {tuple(images.shape)}")
+    if images.abs().max() <= 1:
+        low, high = images.min().item(), images.max().item()
+        raise ValueError(f"{IMAGES}: numbers from {low:.2g} to {high:.2g} look like pictures, so give them as uint8")
+
+
+def _check_fit(config: TrainConfig, state: TrainState, batches: Batches) -> None:
+    """Raise a ValueError if the network cannot take the first picture, before a folder is made for what it learns."""
+    x0, noise, t, cond = (part if part is None else part[:1] for part in batches[0])
+    _denoiser(config, state.ema.module)  # which knows what does not go together
+    inputs = (x0, noise) if config.objective == "autoencoder" else (x0, t) if cond is None else (x0, t, cond)
+    try:
+        with torch.no_grad():
+            state.ema.module(*inputs)  # in evaluation mode: nothing in it changes
+    except (RuntimeError, TypeError) as error:
+        shape, reason = tuple(x0.shape[1:]), str(error).splitlines()[0]
+        raise ValueError(f"network {config.network['name']!r} cannot take pictures {shape}: {reason}") from None
+
+
+def _denoiser(config: TrainConfig, net: nn.Module) -> Denoiser:
+    return Denoiser(net, config.make_schedule(), config.prediction_type, config.sigma_data)
 
 
 def _new_state(config: TrainConfig, device: torch.device, start: nn.Module | None) -> TrainState:
     """An untrained network, or one that begins with another's weights; its average and optimizer."""
     if config.network is None or config.sigma_data is None:
         raise ValueError("say what to train: network and sigma_data are None")
-    torch.manual_seed(config.seed)  # the same initial weights on every process
+    torch.manual_seed(fold(config.seed))  # the same initial weights on every process
     net = networks.build(**config.network).to(device)
     if start is not None:
         begin_with(net, start)
