@@ -527,3 +527,12 @@ def test_latents_are_measured_beside_pixels(tmp_path, cars, capsys, text_weights
     for weights, message in ((["stanford-cars-1m"], "takes no prompts"), ([latents, latents], "different names")):
         with pytest.raises(ValueError, match=message):
             ways.main(["latent", *weights, "--results", str(tmp_path)])
+
+
+@pytest.mark.parametrize("name", ["ladder", "peers", "speed", "ways"])
+def test_a_command_line_that_cannot_be_read_is_one_sentence(name, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", [f"{name}.py", "--colour", "red"])
+    with pytest.raises(SystemExit) as stop:
+        {"ladder": ladder, "peers": peers, "speed": speed, "ways": ways}[name].main()
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and said.startswith("error: ") and said.count("\n") == 1 and "│" not in said
