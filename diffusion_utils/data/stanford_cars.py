@@ -164,7 +164,9 @@ def read_annotations(root: str | Path, split: str = "train") -> tuple[list, list
     except PermissionError:
         raise
     except Exception as error:  # scipy raises a dozen kinds for a damaged or foreign file
-        raise ValueError(f"{path} is no Stanford Cars annotation file ({type(error).__name__}: {error})") from error
+        raise ValueError(
+            f"{path} is no Stanford Cars annotation file: replace it ({type(error).__name__}: {error})"
+        ) from error
     names = [name for name, _, _ in rows]
     if path.suffix == ".csv":
         folders = [folder for folder in _below(base, split) if folder.is_dir()]
@@ -213,7 +215,9 @@ def _class_names(base: Path) -> list[str]:
         except PermissionError:
             raise
         except Exception as error:  # as above
-            raise ValueError(f"{path} does not hold the classes' names ({type(error).__name__}: {error})") from error
+            raise ValueError(
+                f"{path} does not hold the classes' names: replace it ({type(error).__name__}: {error})"
+            ) from error
     return []
 
 
