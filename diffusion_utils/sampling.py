@@ -24,7 +24,7 @@ from diffusion_utils.schedule import Schedule
 SamplerName = Literal["ddpm", "ddim", "dpm_solver_pp", "consistency"]
 TimestepSpacing = Literal["trailing", "leading", "linspace"]
 SPACINGS = get_args(TimestepSpacing)
-LARGEST_SEED = 2**63 - 1
+LARGEST_SEED = 2**32 - 1  # torch's CPU generator ignores all bits above: 0 and 2**32 would draw one picture
 Predictor = Callable[[Tensor, Tensor], Tensor]  # (x_t, t) to x̂₀
 Fresh = Callable[[], Tensor]  # fresh noise each time
 
@@ -64,27 +64,21 @@ def timesteps(num_train_timesteps: int, steps: int, timestep_spacing: str = "tra
     return [round((T - 1) * (1 - i / (steps - 1))) for i in range(steps)]
 
 
-def fold(seed: int) -> int:
-    """A seed as the 32 bits that torch's CPU generator reads: it ignores all above them, so that 0 and 2**32 would
-    draw one picture.  Here seeds below 2**32 stay as they are, and what is above them moves the rest far away."""
-    return (int(seed) + (int(seed) >> 32) * 0x9E3779B1) % 2**32
-
-
 def stream(seed: int, number: int) -> int:
     """The seed of one of many independent generators that belong to a seed of a run or of a picture."""
-    return (fold(seed) * 0x9E3779B1 + number) % 2**32
+    return (int(seed) * 0x9E3779B1 + number) % 2**32
 
 
 def generator(seed: int) -> torch.Generator:
-    """A generator on the CPU for a whole number in [0, 2**63 - 1]; raises a ValueError for anything else."""
-    return torch.Generator().manual_seed(fold(*checked_seeds([seed])))
+    """A generator on the CPU for a whole number in [0, 2**32 - 1]; raises a ValueError for anything else."""
+    return torch.Generator().manual_seed(*checked_seeds([seed]))
 
 
 def checked_seeds(seeds: Sequence[int]) -> list[int]:
     """The seeds as a list.
 
     Raises:
-        ValueError: no list, an empty one, or something in it that is no whole number in [0, 2**63 - 1].
+        ValueError: no list, an empty one, or something in it that is no whole number in [0, 2**32 - 1].
     """
     try:
         numbers = [index(seed) for seed in seeds]
@@ -101,7 +95,7 @@ class Noise:
     """Standard normal noise, one independent stream per picture.
 
     Args:
-        seeds: one whole number in [0, 2**63 - 1] per picture; picture i depends on seeds[i] alone.
+        seeds: one whole number in [0, 2**32 - 1] per picture; picture i depends on seeds[i] alone.
         shape: of one picture, (C, H, W).
         device, dtype: of the result; drawn on the CPU, so that a GPU draws the same picture.
     """
@@ -265,15 +259,12 @@ def _walk(
     """What all samplers share: for each move t → s the α and σ of both ends, and a function that
     asks the network for x̂₀ at t.  The last s is -1: the finished picture, α = 1, σ = 0."""
     T = schedule.num_train_timesteps
-    visited = timesteps(T, T if steps is None else steps, timestep_spacing)
+    visited, finite = timesteps(T, T if steps is None else steps, timestep_spacing), []
     for t, s in zip(visited, [*visited[1:], -1]):
 
         def guess(x: Tensor, t: int = t) -> Tensor:
             x0 = predict(x, torch.full((len(x),), t, device=x.device))
-            if not x0.isfinite().all():  # before they are clipped and pass for black or white
-                raise FloatingPointError(
-                    f"the guess at timestep {t} is not finite: the weights are damaged, or guidance is too strong"
-                )
+            finite.append(x0.isfinite().all())  # before clipping makes it black or white; read at the end, to wait once
             return x0.clamp(-1, 1) if clip_sample else x0
 
         # Kept in float64 numbers: products of small α and σ lose digits in float32.
@@ -282,3 +273,8 @@ def _walk(
             [v.reshape(()) for v in schedule.alpha_sigma(u, like=one)] for u in (t, s)
         )
         yield t, s, guess, alpha_t, sigma_t, alpha_s, sigma_s
+    if not all(finite):
+        t = visited[[*map(bool, finite)].index(False)]
+        raise FloatingPointError(
+            f"the guess at timestep {t} is not finite: the weights are damaged, or guidance is too strong"
+        )

@@ -566,7 +566,7 @@ UNREADABLE = {
     "no steps": (["train", "--out", "run", "--steps", 0], "steps must be greater than 0, not 0"),
     "sigma_data": ([*TRAIN, "--sigma-data", -1], "sigma_data must be greater than 0, not -1"),
     "floor": ([*TRAIN, "--snr-floor", 1], "give min_snr_gamma, too"),
-    "seed": ([*TRAIN, "--seed", 2**63], "seed must lie in [0, 9223372036854775807], not 9223372036854775808"),
+    "seed": ([*TRAIN, "--seed", 2**32], "seed must lie in [0, 4294967295], not 4294967296"),
     "small": ([*TRAIN, "--size", 4], "size must be at least 8 pixels, not 4"),
     "sampler": (["sample", "--weights", "toy-cars-resnet", "--out", "a.png", "--sampler", "euler"], "--sampler"),
     "eta": (["sample", "--weights", "a", "--out", "a.png", "--eta", 2, "--sampler", "ddim"], "in [0, 1], not 2"),
@@ -839,8 +839,8 @@ SAMPLE_ERRORS = {
     "empty condition": (["--condition", ""], "takes no condition: leave it out"),
     "empty prompt": (["--prompt", ""], "takes no prompt: leave it out"),
     "empty weights": (["--weights", ""], "no weights named ''"),
-    "seed": (["--seed", -1], "seed must lie in [0, 9223372036854775807], not -1"),
-    "last seed": (["--seed", 2**63 - 2, "--count", 3], "seed must lie in [0, 9223372036854775807], not 92"),
+    "seed": (["--seed", -1], "seed must lie in [0, 4294967295], not -1"),
+    "last seed": (["--seed", 2**32 - 2, "--count", 3], "seed must lie in [0, 4294967295], not 4294967296"),
 }
 
 

@@ -18,7 +18,6 @@ from diffusion_utils.sampling import (
     ddim,
     ddpm,
     dpm_solver_pp,
-    fold,
     generator,
     sample,
     timesteps,
@@ -78,7 +77,7 @@ def test_impossible_numbers_of_steps_are_refused(steps):
 
 
 def test_unknown_spacing_is_refused():
-    with pytest.raises(ValueError, match="unknown timestep_spacing 'even': choose .*trailing, leading"):
+    with pytest.raises(ValueError, match="unknown timestep_spacing 'even': choose one of .*trailing"):
         timesteps(10, 5, "even")
 
 
@@ -624,7 +623,7 @@ def test_eta_without_noise_is_refused():
 
 
 def test_an_unknown_sampler_is_refused():
-    with pytest.raises(ValueError, match="unknown sampler 'euler': choose .*ddpm, ddim, dpm_solv"):
+    with pytest.raises(ValueError, match="unknown sampler 'euler': choose one of dpm_solver_pp, .*ddim"):
         sample(denoiser(), [0], SHAPE, "euler")
 
 
@@ -647,13 +646,12 @@ def test_a_guess_that_is_not_finite_is_no_black_picture(sampler, value):
 # Seeds
 
 
-def test_seeds_of_32_bits_are_torchs_own_and_larger_ones_draw_something_else():
+def test_every_seed_of_32_bits_draws_something_else():
     for seed in (0, 1, 2**31, 2**32 - 1):
         expected = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
         assert torch.equal(Noise([seed], SHAPE)(), expected)
-        assert fold(seed) == seed
-    seeds = [0, 1, 2**32 - 1, 2**32, 2**32 + 1, 2**33, 2**40, 2**62, 2**63 - 1]
-    assert len(Noise(seeds, SHAPE)().unique(dim=0)) == len({fold(s) for s in seeds}) == len(seeds)
+    seeds = [0, 1, 2**16, 2**31, 2**32 - 1]
+    assert len(Noise(seeds, SHAPE)().unique(dim=0)) == len(seeds)
 
 
 @pytest.mark.parametrize(
@@ -664,8 +662,8 @@ def test_seeds_of_32_bits_are_torchs_own_and_larger_ones_draw_something_else():
         (["a"], "whole numbers"),
         (None, "whole numbers"),
         ([], "at least one seed"),
-        ([-1], r"seed must lie in \[0, 9223372036854775807\], not -1"),
-        (range(2**63 - 2, 2**63 + 2), "seed must lie in .* not 9223372036854775808"),
+        ([-1], r"seed must lie in \[0, 4294967295\], not -1"),
+        (range(2**32 - 2, 2**32 + 2), "seed must lie in .* not 4294967296"),
     ],
 )
 def test_seeds_that_are_none_are_refused(seeds, text):

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from diffusion_utils.data import as_float, to_float, toy_cars
 from diffusion_utils.data.order import batch_indices
-from diffusion_utils.sampling import fold
 
 ATTRIBUTES = {
     "body": toy_cars.BODIES,
@@ -58,7 +57,7 @@ def train_reader(cars: toy_cars.ToyCars, steps: int = 500, batch_size: int = 64,
     A little noise is put on the pictures, so that it does not hang on to what a drawing program
     leaves in a picture and a denoiser does not.
     """
-    torch.manual_seed(fold(seed))
+    torch.manual_seed(seed)
     reader = AttributeReader(cars.images.shape[-1])
     optimizer = torch.optim.AdamW(reader.parameters(), 2e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, steps)

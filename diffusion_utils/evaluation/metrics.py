@@ -9,7 +9,7 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from diffusion_utils.sampling import checked_seeds, fold
+from diffusion_utils.sampling import checked_seeds
 
 
 class _Identity(nn.Module):
@@ -52,7 +52,7 @@ def kid(
     metric.update(real, real=True)
     metric.update(generated, real=False)
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(fold(*checked_seeds([seed])))  # torch.manual_seed would reseed GPUs, too
+        torch.default_generator.manual_seed(*checked_seeds([seed]))  # torch.manual_seed would reseed GPUs, too
         mean, spread = metric.compute()
     return mean.item(), spread.item()
 

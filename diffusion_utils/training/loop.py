@@ -27,7 +27,6 @@ from diffusion_utils.files import keep_freed_memory
 from diffusion_utils.networks import TextToImage
 from diffusion_utils.networks.autoencoder import autoencoder_loss
 from diffusion_utils.prediction import Denoiser, min_snr_weight
-from diffusion_utils.sampling import fold
 from diffusion_utils.training.batches import Batch, Batches
 from diffusion_utils.training.checkpoints import CHECKPOINT, LOG, Log, TrainState, only_run, stop_on_signal
 from diffusion_utils.training.config import TrainConfig
@@ -299,7 +298,7 @@ def _new_state(config: TrainConfig, device: torch.device, start: nn.Module | Non
     """An untrained network, or one that begins with another's weights; its average and optimizer."""
     if config.network is None or config.sigma_data is None:
         raise ValueError("say what to train: network and sigma_data are None")
-    torch.manual_seed(fold(config.seed))  # the same initial weights on every process
+    torch.manual_seed(config.seed)  # the same initial weights on every process
     net = networks.build(**config.network).to(device)
     if start is not None:
         begin_with(net, start)
