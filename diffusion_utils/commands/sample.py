@@ -40,7 +40,7 @@ def sample(
 
     Args:
         weights: A shipped name, or the path of a .safetensors file.
-        out: The picture to write, .png, .jpg, .webp, or another ending that Pillow knows.
+        out: The picture to write: .png, .jpg, .webp, .gif or .tif.
         drawing: How to draw; what is left out is as the weights' model card advises.
         condition: What the pictures show, one of the conditions that the weights know, such as pickup; "none":
             unconditional; default: each has one of its own, as often as in training.

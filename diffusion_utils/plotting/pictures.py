@@ -1,6 +1,5 @@
 """Pictures side by side: as one numpy array, as a PNG file, as a figure with labels."""
 
-import io
 import math
 import textwrap
 from collections.abc import Sequence
@@ -17,7 +16,10 @@ from diffusion_utils.data import as_uint8
 from diffusion_utils.files import write_atomically
 from diffusion_utils.plotting.style import CHARACTER, DPI, FONT_SIZE, LINE, WIDTH, listed, style, with_alt
 
-USUAL = {"PNG": {"optimize": True}, "JPEG": {"quality": 92}, "WEBP": {"quality": 92}}  # formats and how they are saved
+# By the ending of a file's name, how Pillow saves it.
+JPEG, TIFF = {"format": "JPEG", "quality": 92}, {"format": "TIFF"}
+FORMATS = {".png": {"format": "PNG", "optimize": True}, ".jpg": JPEG, ".jpeg": JPEG}
+FORMATS |= {".webp": {"format": "WEBP", "quality": 92}, ".gif": {"format": "GIF"}, ".tif": TIFF, ".tiff": TIFF}
 LARGEST_CELL = 1.7  # inches; a few small pictures are not blown up to the full width
 
 
@@ -54,7 +56,7 @@ def save_picture(picture: np.ndarray, path: str | Path) -> None:
     size and can hardly be told from it.
 
     Raises:
-        ValueError: an ending that Pillow cannot write.
+        ValueError: another ending than those of `FORMATS`.
     """
     form = picture_format(path)
     write_atomically(path, lambda temporary: Image.fromarray(picture).save(temporary, **form))
@@ -64,23 +66,12 @@ def picture_format(path: str | Path) -> dict:
     """How Pillow is to save a picture under this name.
 
     Raises:
-        ValueError: an ending that Pillow cannot write, or only in another size or as something else than a picture.
+        ValueError: another ending than those of `FORMATS`.
     """
     ending = Path(path).suffix.lower()
-    name = Image.registered_extensions().get(ending)
-    if name in USUAL:
-        return {"format": name, **USUAL[name]}
-    try:
-        trial, size = io.BytesIO(), (300, 20)  # wider than icons are
-        Image.new("RGB", size).save(trial, format=name or ending)
-        with Image.open(trial) as back:
-            if back.size == size:
-                return {"format": name}
-    except (OSError, ValueError, KeyError):
-        pass
-    raise ValueError(
-        f"{path} ends in no format of pictures that can be written: choose .png, .jpg, .webp, .gif or .tif"
-    )
+    if ending not in FORMATS:
+        raise ValueError(f"{path} must end in the format of a picture: choose one of {', '.join(FORMATS)}")
+    return FORMATS[ending]
 
 
 def show_grid(
