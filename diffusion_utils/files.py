@@ -26,13 +26,14 @@ def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a file beside `path`, force it to disk, then rename it into place.
 
     Whatever happens in between (Ctrl-C, a full disk, a pulled plug), `path` holds either its old
-    contents or the whole new ones.  Creates missing parent folders.  What a killed writer of the same
-    file has left is removed (not on Windows).
+    contents or the whole new ones.  Creates missing parent folders; ~ is the home folder, and a link stays
+    one: what it points at is written.  What a killed writer of the same file has left is removed (not on
+    Windows).
 
     Raises:
         OSError: no room, no right to write, and the like; whatever else `write` raises.
     """
-    path = Path(path)
+    asked, path = path, Path(os.path.realpath(os.path.expanduser(path)))
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
@@ -46,7 +47,7 @@ def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
         try:
             write(temporary)
         except SafetensorError as error:  # which says no more than text that a disk is full
-            raise OSError(f"{path} could not be written: {error}") from error
+            raise OSError(f"{asked} could not be written: {error}") from error
         with open(temporary, "r+b") as file:  # Windows flushes only what is open for writing
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner can read
@@ -60,7 +61,7 @@ def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
                 os.close(folder)
     except OSError as error:
         if error.errno and error.filename is None:
-            error.filename = str(path)  # a full disk does not say by itself what had no room
+            error.filename = str(asked)  # a full disk does not say by itself what had no room
         raise
     finally:
         temporary.unlink(missing_ok=True)

@@ -80,7 +80,7 @@ class Guided:
             )
         if not abs(self.guidance_scale) < math.inf:
             raise ValueError(f"guidance_scale must be a finite number, not {self.guidance_scale}")
-        if self.interval and (self.interval[0] > min(self.interval[1], T - 1) or self.interval[1] < 0):
+        if self.interval and not 0 <= self.interval[0] <= self.interval[1] < T:
             raise ValueError(f"interval must hold timesteps of 0 … {T - 1}, the lowest first, not {self.interval}")
         if not abs(self.time_shift) < T:
             raise ValueError(f"time_shift must lie in [{1 - T}, {T - 1}], not {self.time_shift}")

@@ -9,6 +9,7 @@ Size, conditions, autoencoder and the way of drawing that suits the weights best
 card; every option of `Drawing` can be given in its place.
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffusion_utils import pretrained
-from diffusion_utils.checks import check_kind, fits
+from diffusion_utils.checks import check_kind, fits, suggestions
 from diffusion_utils.data import as_float, to_uint8
 from diffusion_utils.data.pictures import ratio
 from diffusion_utils.guidance import Guided, chosen_by_seed, conditions, skip_layers
@@ -45,7 +46,8 @@ UNCONDITIONAL = "none"  # as a condition: none at all
 class Drawing:
     """How pictures are drawn; what is left out is as the weights' model card advises."""
 
-    sampler: SamplerName | None = None  # Default: what the card advises, else dpm_solver_pp.
+    # Default: what the card advises, else dpm_solver_pp; consistency is for weights that were tuned for it.
+    sampler: SamplerName | None = None
     steps: int | None = None  # Of the sampler.  Default: what the card advises, else 20.
     # How far to go beyond the better guess, away from the worse one; 1: no guidance.  Default: what the card
     # advises, else 1.
@@ -75,7 +77,7 @@ class Drawing:
             if option.name != "interval":  # unknown names are refused where they are looked up
                 hint = str | None if option.name in ("sampler", "timestep_spacing") else option.type
                 check_kind(option.name, getattr(self, option.name), hint)
-        if self.guide not in (None, "none") and self.skip_layers:
+        if self.guide is not None and self.skip_layers:
             raise ValueError("guide and skip_layers both make the worse guess: choose one of them")
         if not fits(self.interval, tuple[int, int] | None) or self.interval and self.interval[0] > self.interval[1]:
             raise ValueError(f"interval is the lowest and the highest timestep, such as 100 900, not {self.interval}")
@@ -107,6 +109,7 @@ class Drawing:
         return cls(**advice).over(DEFAULT)
 
 
+OPTIONS = [option.name for option in fields(Drawing)]
 AS_ADVISED = Drawing()
 DEFAULT = Drawing("dpm_solver_pp", 20, 1.0, time_shift=0, guide_conditional=True)
 
@@ -174,6 +177,9 @@ class Pipeline:
 
     def settled(self, condition: str | None = None, **options) -> Drawing:
         """How it draws with this condition and these options: complete, nothing is left to the card."""
+        if unknown := [name for name in options if name not in OPTIONS]:
+            known = suggestions(unknown[0], OPTIONS)
+            raise ValueError(f"drawing has no option {unknown[0]!r}: choose one of {known}")
         asked = Drawing(**options)
         drawing = self._over_advice(asked)
         itself = drawing.guide in (None, "none") and not drawing.skip_layers
@@ -190,7 +196,7 @@ class Pipeline:
 
     def _refuse_ignored(self, asked: Drawing, drawing: Drawing) -> None:
         """Raise a ValueError for an option of guidance that would change nothing."""
-        if asked.guidance_scale is None and drawing.guidance_scale == 1:
+        if drawing.guidance_scale == 1:
             for name in ("interval", "guide", "skip_layers", "guide_conditional"):
                 if getattr(asked, name) not in (None, "none", (), []):
                     raise ValueError(f"{name} belongs to guidance: give guidance_scale, too, such as 2")
@@ -231,6 +237,8 @@ class Pipeline:
         self.check_enlarging(noise_level)
         seeds = checked_seeds(seeds)
         small = as_float(images)
+        if small.shape[1] != 3:
+            raise ValueError(f"expected pictures of shape (N, 3, h, w), not {tuple(small.shape)}")
         if len(small) != len(seeds):
             raise ValueError(f"{len(seeds)} seeds for {len(small)} pictures: give one each")
         noise = Noise([stream(seed, 2) for seed in seeds], small.shape[1:])()  # another stream than the pictures' own
@@ -244,6 +252,7 @@ class Pipeline:
         net = self.denoiser.net
         if not isinstance(net, SuperResolution):
             raise ValueError(f"{self.name} cannot enlarge pictures: train some with --condition low_resolution")
+        check_kind("noise_level", noise_level, int)
         if not 0 <= noise_level < net.max_noise:
             raise ValueError(f"noise_level must lie in [0, {net.max_noise - 1}], not {noise_level}")
 
@@ -305,13 +314,18 @@ class Pipeline:
             return None
         if shares is not None:
             return conditions(shares, seeds, condition)
+        tokenizer = self.denoiser.net.tokenizer
         if prompt is None:
-            prompt = [prompts[i] for i in chosen_by_seed([1.0] * len(prompts), seeds).tolist()]
+            return tokenizer.encode([prompts[i] for i in chosen_by_seed([1.0] * len(prompts), seeds).tolist()])
         check_kind("prompt", prompt, str | Sequence[str])
         texts = [prompt] if isinstance(prompt, str) else list(prompt)
         if len(texts) not in (1, len(seeds)):
-            raise ValueError(f"{len(texts)} prompts for {len(seeds)} pictures: give one for all, or one each")
-        return self.denoiser.net.tokenizer.encode(texts * (len(seeds) // len(texts)))
+            how = "give one for all, or one each, in quotation marks"
+            raise ValueError(f"{len(texts)} prompts for {len(seeds)} pictures: {how}")
+        for text in dict.fromkeys(texts):
+            if remark := tokenizer.remark(text):
+                warnings.warn(f"{text!r}: {remark}", stacklevel=4)
+        return tokenizer.encode(texts * (len(seeds) // len(texts)))
 
     def _sampling(self, drawing: Drawing, shape: tuple[int, ...] | None = None) -> dict:
         """Arguments for `sampling.trajectory`."""
@@ -334,6 +348,8 @@ def load(weights: str, device: torch.device | str = "cpu") -> Pipeline:
         ValueError: weights or card are damaged.
     """
     card = pretrained.card(weights)
+    if "size" not in card:
+        raise ValueError(f"the model card of {weights} lacks size, the height and width of its pictures: add it")
     try:
         advice = Drawing.from_card(card)
     except ValueError as error:

@@ -25,7 +25,7 @@ from typing import Literal, get_args
 
 from torch import Tensor, nn
 
-from diffusion_utils.checks import suggestions
+from diffusion_utils.checks import check_kind, suggestions
 from diffusion_utils.schedule import Schedule
 
 PredictionType = Literal["epsilon", "sample", "v_prediction", "edm"]
@@ -162,7 +162,8 @@ class Denoiser:
         autoencoder: where there is one, the "pictures" here are its latents, and it makes pictures of them.
 
     Raises:
-        ValueError: unknown prediction type, or ε on a schedule that leaves nothing of the picture.
+        ValueError: unknown prediction type, ε on a schedule that leaves nothing of the picture, or a sigma_data that
+            is no number above 0.
     """
 
     net: nn.Module
@@ -173,6 +174,9 @@ class Denoiser:
 
     def __post_init__(self):
         check_prediction_type(self.prediction_type)
+        check_kind("sigma_data", self.sigma_data, float)
+        if self.sigma_data <= 0:
+            raise ValueError(f"sigma_data must be greater than 0, not {self.sigma_data}")
         if self.prediction_type == "epsilon" and float(self.schedule.alphas_cumprod[-1]) == 0:
             raise ValueError(
                 "epsilon prediction cannot work with a zero-terminal-SNR schedule: at the last "
@@ -201,6 +205,9 @@ class Denoiser:
             cond: one condition per picture, (N, *net.cond_shape).
             weight: (N,), what each picture's error is multiplied with, such as `min_snr_weight`; None: 1.
         """
+        if x0.shape != noise.shape or not (weight is None or weight.shape == x0.shape[:1]):
+            shapes = [tuple(x0.shape), tuple(noise.shape), None if weight is None else tuple(weight.shape)]
+            raise ValueError(f"x0, noise and weight must be (N, C, H, W) twice and (N,), not {shapes}")
         alpha, sigma = self.schedule.alpha_sigma(t, like=x0)  # once, for x_t as `Schedule.add_noise` makes it
         output = self._output(alpha * x0 + sigma * noise, t, alpha, sigma, cond).float()
         error = output - target(self.prediction_type, x0, noise, alpha, sigma, self.sigma_data)

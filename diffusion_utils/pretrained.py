@@ -243,9 +243,13 @@ def _find(name: str | Path) -> Path:
     shipped = FOLDER / f"{name}.safetensors"
     if str(name) in names():
         return shipped
-    path = Path(name)
-    if path.is_file():
+    path = Path(os.path.expanduser(name))
+    if path.is_file() and path.suffix == ".safetensors":
         return path
+    if path.is_file():
+        raise ValueError(f"{name} is no .safetensors file: weights have that ending, and their model card beside them")
+    if path.suffix == ".safetensors":
+        raise FileNotFoundError(f"{name} does not exist: give the path of a .safetensors file, or a shipped name")
     inside = path / "weights.safetensors"
     if inside.is_file():
         raise IsADirectoryError(f"{name} is a folder: give the weights in it, {inside}")

@@ -10,7 +10,7 @@ comes from one generator per picture, so picture i is the same in a batch of 1 o
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from numbers import Integral
 from operator import index
 from typing import Literal, NamedTuple, get_args
@@ -81,6 +81,8 @@ def checked_seeds(seeds: Sequence[int]) -> list[int]:
         ValueError: no list, an empty one, or something in it that is no whole number in [0, 2**32 - 1].
     """
     try:
+        if isinstance(seeds, str | bytes | Set | Mapping) or not hasattr(seeds, "__len__"):
+            raise TypeError  # some of these yield whole numbers, too, in an order that nobody asked for
         numbers = [index(seed) for seed in seeds]
     except TypeError:
         raise ValueError(f"seeds must be a list of whole numbers, such as range(4), not {seeds!r}") from None
@@ -264,6 +266,8 @@ def _walk(
 
         def guess(x: Tensor, t: int = t) -> Tensor:
             x0 = predict(x, torch.full((len(x),), t, device=x.device))
+            if x0.shape != x.shape:
+                raise ValueError(f"the guess must have the shape of x_t, {tuple(x.shape)}, not {tuple(x0.shape)}")
             finite.append(x0.isfinite().all())  # before clipping makes it black or white; read at the end, to wait once
             return x0.clamp(-1, 1) if clip_sample else x0
 

@@ -30,10 +30,22 @@ class Schedule:
     Args:
         alphas_cumprod: float64 tensor of shape (T,), falling, in [0, 1).
         name: how the schedule was made; stored in model cards.
+
+    Raises:
+        ValueError: alphas_cumprod is something else.
     """
 
     alphas_cumprod: Tensor
     name: str = "custom"
+
+    def __post_init__(self):
+        a = self.alphas_cumprod
+        if not isinstance(a, Tensor) or a.dtype != torch.float64 or a.dim() != 1 or not len(a):
+            kind = f"{a.dtype} {tuple(a.shape)}" if isinstance(a, Tensor) else type(a).__name__
+            raise ValueError(f"alphas_cumprod must be a float64 tensor of shape (T,), not {kind}")
+        # Rounding apart: where no signal is to be left, diffusers ends in 2⁻²⁴.
+        if not (a.isfinite().all() and 0 <= a.min() and a.max() < 1 and (a.diff() < 1e-6).all()):
+            raise ValueError("alphas_cumprod must fall, in [0, 1): it is the share of the picture's variance left at t")
 
     @property
     def num_train_timesteps(self) -> int:

@@ -1,6 +1,7 @@
 """What every test shares: a quiet plotting backend, few threads, a cache of its own, tiny weights, the markers."""
 
 import os
+from itertools import takewhile
 from pathlib import Path
 
 import matplotlib
@@ -118,7 +119,9 @@ def as_nobody(tmp_path):
         pytest.skip("needs os.fork")
 
     def run(act) -> str | None:
-        for folder in (tmp_path, *tmp_path.parents[:2]):  # pytest keeps its folders to itself
+        # Pytest and xdist keep their folders to themselves.
+        own = takewhile(lambda folder: folder.name.startswith(("pytest-", "popen-")), tmp_path.parents)
+        for folder in (tmp_path, *own):
             folder.chmod(0o777)
         reading, writing = os.pipe()
         child = os.fork()

@@ -865,13 +865,13 @@ def test_a_grid_is_written_as_its_name_ends(tmp_path, weights, ending, form):
         assert image.format == form and image.size[0] > image.size[1]
 
 
-def test_a_card_without_a_size_is_drawn_at_64(tmp_path, weights):
+def test_a_card_without_a_size_is_refused(tmp_path, weights, error):
     about = pretrained.card(weights)
     del about["size"]
     path = tmp_path / "sizeless.safetensors"
     pretrained.save(path, pretrained.load(weights), about)
-    plain = draw(weights, tmp_path / "16.png", "--count", 1, "--steps", 2)
-    assert draw(path, tmp_path / "64.png", "--count", 1, "--steps", 2).shape[0] > 3 * plain.shape[0]
+    code, said = error("sample", "--weights", path, "--out", tmp_path / "a.png")
+    assert code == 1 and "sizeless.safetensors lacks size" in said
 
 
 def test_accelerate_launches_two_processes_that_train_the_same_model(folder, tmp_path):

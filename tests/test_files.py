@@ -233,3 +233,17 @@ def test_a_cache_that_cannot_be_written_is_done_without(cache):
     cache.write_text("a file stands where the folder belongs")
     write_cached("cars", torch.zeros(3))
     assert read_cached("cars") is None
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs links")
+def test_a_link_stays_one_and_what_it_points_at_is_written(tmp_path, monkeypatch):
+    (tmp_path / "a").write_text("old")
+    (tmp_path / "link").symlink_to("a")
+    (tmp_path / "nowhere").symlink_to("new/b")
+    write_text(tmp_path / "link", "new")
+    write_text(tmp_path / "nowhere", "made")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "a").read_text() == "new"
+    assert (tmp_path / "nowhere").is_symlink() and (tmp_path / "new" / "b").read_text() == "made"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_text("~/c", "home")
+    assert (tmp_path / "c").read_text() == "home"

@@ -155,7 +155,8 @@ def test_another_worse_guess_takes_the_place_of_the_advised_one():
     assert chosen(guide, skip_layers=("decoder.1",)) == (None, ("decoder.1",))
     assert chosen(guide, skip_layers=()) == (None, ())
     assert chosen(guide, guide="other", skip_layers=()) == ("other", ())
-    assert chosen({}, guide="none", skip_layers=("decoder.1",)) == ("none", ("decoder.1",))
+    with pytest.raises(ValueError, match="guide and skip_layers both make the worse guess"):
+        chosen({}, guide="none", skip_layers=("decoder.1",))
 
 
 @pytest.fixture(scope="module")
@@ -330,6 +331,16 @@ ERRORS = {
     "half an interval": ("plain", {"interval": (60,)}, r"lowest and the highest timestep.* not \(60,\)"),
     "an interval beyond": ("conditional", {"guidance_scale": 2, "interval": (500, 900)}, "interval 500 900 holds none"),
     "an interval before": ("conditional", {"guidance_scale": 2, "interval": (-9, -1)}, "interval -9 -1 holds none"),
+    "an interval too long": (
+        "conditional",
+        {"guidance_scale": 2, "interval": (0, 100)},
+        r"interval must hold .* 0 … 99",
+    ),
+    "scale 1 is no guidance": (
+        "conditional",
+        {"guidance_scale": 1, "interval": (20, 60)},
+        "interval belongs to guidance: give guidance_scale",
+    ),
     "between two steps": (
         "conditional",
         {"guidance_scale": 2, "interval": (50, 60), "steps": 3},
@@ -412,7 +423,7 @@ def test_advice_takes_no_more_steps_than_there_are_timesteps(tmp_path, tiny_weig
 
 
 def test_an_option_that_does_not_exist_is_an_error(files):
-    with pytest.raises(TypeError, match="'spacing'"):
+    with pytest.raises(ValueError, match="no option 'spacing': choose one of timestep_spacing"):
         pipeline.load(files["plain"])(range(2), spacing="leading")
 
 
@@ -435,8 +446,8 @@ def test_latents_are_drawn_and_decoded(tmp_path, tiny_weights):
     assert torch.equal(drawn, to_uint8(denoiser.autoencoder.from_latents(latents)))
     assert torch.equal([*pipe.trajectory(range(3), **how)][-1].x_t, latents)
     assert not torch.equal(pipe(range(3), clip_sample=True, **how), drawn)
-    # A guide that draws the same latents; with a scale of 1 it changes nothing.
-    assert torch.equal(pipe(range(3), guide=weights, guidance_scale=1, **how), drawn)
+    with pytest.raises(ValueError, match="guide belongs to guidance: give guidance_scale"):  # it would change nothing
+        pipe(range(3), guide=weights, guidance_scale=1, **how)
     other = save("other.safetensors", {"name": "autoencoder", "channels": [8, 16], "latent_channels": 2})
     for guide in (save("pixels.safetensors", tiny), save("others.safetensors", tiny, autoencoder=other)):
         with pytest.raises(ValueError, match="pixels, or another autoencoder.s latents"):
@@ -474,6 +485,11 @@ def test_pictures_are_enlarged(files, monkeypatch):
 
 def test_what_cannot_be_enlarged_is_an_error(files):
     pipe = pipeline.load(files["larger"])
+    for noise_level in ("10", 10.5):
+        with pytest.raises(ValueError, match="noise_level must be a whole number"):
+            pipe.check_enlarging(noise_level)
+    with pytest.raises(ValueError, match="expected pictures of shape"):
+        pipe.enlarge(torch.zeros(1, 1, 4, 4), [0])
     for noise_level in (-1, 500):
         for refuse in (pipe.check_enlarging, lambda level: pipe.enlarge(torch.zeros(1, 3, 4, 4), [0], level)):
             with pytest.raises(ValueError, match=rf"noise_level must lie in \[0, 499\], not {noise_level}"):
@@ -558,3 +574,8 @@ def test_seeds_are_looked_at_before_anything_is_drawn(seeds, tiny_denoiser, monk
 def test_what_is_no_batch_of_pictures_is_not_enlarged(files, images, text):
     with pytest.raises((ValueError, TypeError), match=text):
         pipeline.load(files["larger"]).enlarge(images, range(2))
+
+
+def test_words_that_were_not_learnt_are_said(files):
+    with pytest.warns(UserWarning, match="'red zebra': Not learnt, so left out: zebra."):
+        pipeline.load(files["text"])(range(2), prompt="red zebra", steps=1)

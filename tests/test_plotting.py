@@ -448,3 +448,14 @@ def test_every_figure_says_what_it_shows_and_jupyter_stores_that_beside_the_pict
         data, metadata = shell.display_formatter.format(figure)
         assert figure.alt == text and metadata["image/png"]["alt"] == text
         assert data["image/png"]
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8), np.zeros((3, 4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8), 3],
+    ids=["floats", "grey", "channels first", "empty", "number"],
+)
+def test_only_pictures_are_saved(tmp_path, picture):
+    with pytest.raises(ValueError, match="expected a uint8 array"):
+        plotting.save_picture(picture, tmp_path / "a.png")
+    assert not any(tmp_path.iterdir())

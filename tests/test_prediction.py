@@ -333,3 +333,17 @@ def test_a_cut_that_is_not_positive_is_refused(gamma):
 def test_a_floor_above_the_cut_is_refused(floor):
     with pytest.raises(ValueError, match=rf"floor must lie in \[0, gamma\], not {floor}"):
         min_snr_weight("sample", torch.ones(1), 5, floor=floor)
+
+
+@pytest.mark.parametrize("sigma_data", [0, -1, float("nan"), "0.5", None])
+def test_a_sigma_data_that_is_no_number_above_0_is_refused(sigma_data):
+    with pytest.raises(ValueError, match="sigma_data must be"):
+        Denoiser(torch.nn.Identity(), make_schedule("cosine", 10), "edm", sigma_data)
+
+
+@pytest.mark.parametrize("noise, weight", [((1, 3, 4, 4), None), ((2, 3, 4, 4), (2, 1)), ((2, 3, 4, 4), (3,))])
+def test_a_loss_of_shapes_that_do_not_match_is_refused_not_broadcast(noise, weight):
+    denoiser = Denoiser(lambda x, t: x, make_schedule("cosine", 10), "sample")
+    weight = None if weight is None else torch.ones(weight)
+    with pytest.raises(ValueError, match="x0, noise and weight must be"):
+        denoiser.loss(torch.zeros(2, 3, 4, 4), torch.zeros(noise), torch.tensor([1, 2]), weight=weight)

@@ -389,3 +389,11 @@ def test_a_folder_in_place_of_weights_names_those_in_it(tmp_path, tiny_weights):
         pretrained.load(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"give one of stanford-cars-1m, .* … \(\d+ in all\), or the path"):
         pretrained.load("stanford-cars-1k")
+
+
+def test_a_path_that_leads_to_no_weights_is_called_a_path(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"a picture")
+    with pytest.raises(ValueError, match="a.png is no .safetensors file"):
+        pretrained.load(tmp_path / "a.png")
+    with pytest.raises(FileNotFoundError, match="b.safetensors does not exist"):
+        pretrained.load(tmp_path / "b.safetensors")

@@ -659,6 +659,10 @@ def test_every_seed_of_32_bits_draws_something_else():
     [
         (3, r"seeds must be a list of whole numbers, such as range\(4\), not 3"),
         ([0.5], r"whole numbers.*not \[0.5\]"),
+        ({1: 2}, "a list of whole numbers"),
+        ({1, 2}, "a list of whole numbers"),
+        (b"ab", "a list of whole numbers"),
+        ((i for i in range(2)), "a list of whole numbers"),
         (["a"], "whole numbers"),
         (None, "whole numbers"),
         ([], "at least one seed"),
@@ -673,3 +677,10 @@ def test_seeds_that_are_none_are_refused(seeds, text):
     for seed in seeds if isinstance(seeds, list) else ():
         with pytest.raises(ValueError, match=text):
             generator(seed)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_guess_of_another_shape_is_refused_not_broadcast(sampler):
+    walk = SAMPLERS[sampler](lambda x, t: x[:1], cosine(10), torch.zeros(2, *SHAPE), Noise([0, 1], SHAPE), steps=2)
+    with pytest.raises(ValueError, match="the guess must have the shape of x_t"):
+        next(walk)

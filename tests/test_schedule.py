@@ -245,3 +245,19 @@ def test_noise_is_put_on_float_pictures_only():
     for images in (pictures, pictures.numpy()):
         with pytest.raises(ValueError, match="expected a tensor of float pictures in .*: see data.to_float"):
             cosine(10).add_noise(images, images, 3)
+
+
+@pytest.mark.parametrize(
+    "alphas_cumprod",
+    [
+        [0.9, 0.5],
+        torch.tensor([0.9, 0.5]),
+        torch.tensor([[0.9, 0.5]], dtype=torch.float64),
+        torch.tensor([], dtype=torch.float64),
+        *(torch.tensor(a, dtype=torch.float64) for a in ([0.5, 0.9], [1.0, 0.5], [0.9, -0.1], [0.9, float("nan")])),
+    ],
+    ids=str,
+)
+def test_what_is_no_schedule_is_refused(alphas_cumprod):
+    with pytest.raises(ValueError, match="alphas_cumprod must"):
+        Schedule(alphas_cumprod)

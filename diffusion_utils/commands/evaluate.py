@@ -42,7 +42,7 @@ def evaluate(
         condition: As for `sample`.
         prompt: As for `sample`.
         seed: Of the first picture; the next has the next seed.
-        count: How many pictures to draw.
+        count: How many pictures to draw, at least 4.
         extractor: The network whose features are compared.
         out: A JSON file for the result.
         device: Where to draw, such as cpu or cuda.

@@ -1,6 +1,5 @@
 """Draw pictures from trained weights."""
 
-import sys
 import time
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +9,6 @@ import tyro
 
 from diffusion_utils import pipeline, pretrained
 from diffusion_utils.checks import check_file
-from diffusion_utils.networks import TextToImage
 from diffusion_utils.pipeline import AS_ADVISED, Drawing
 from diffusion_utils.plotting import picture_format, save_grid
 
@@ -65,9 +63,6 @@ def sample(
     if larger:
         noise_level = 100 if noise_level is None else noise_level
         larger.check_enlarging(noise_level)
-    for text in prompt or ():
-        if isinstance(pipe.denoiser.net, TextToImage) and (remark := pipe.denoiser.net.tokenizer.remark(text)):
-            print(f"{text!r}: {remark}", file=sys.stderr)
     how = pipe.settled(condition, **options)
     started = time.perf_counter()
     pictures = pipe(seeds, condition, prompt, **options)

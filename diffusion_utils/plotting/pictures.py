@@ -56,10 +56,18 @@ def save_picture(picture: np.ndarray, path: str | Path) -> None:
     size and can hardly be told from it.
 
     Raises:
-        ValueError: another ending than those of `FORMATS`.
+        ValueError: another array, or another ending than those of `FORMATS`.
     """
+    check_picture(picture)
     form = picture_format(path)
     write_atomically(path, lambda temporary: Image.fromarray(picture).save(temporary, **form))
+
+
+def check_picture(picture: np.ndarray) -> None:
+    """Raise a ValueError for anything but uint8 [height, width, 3]."""
+    if getattr(picture, "dtype", None) != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
+        found = f"{picture.dtype} {picture.shape}" if isinstance(picture, np.ndarray) else type(picture).__name__
+        raise ValueError(f"expected a uint8 array [height, width, 3], not {found}: make one with plotting.picture_grid")
 
 
 def picture_format(path: str | Path) -> dict:

@@ -28,7 +28,7 @@ import traitlets
 from PIL import Image
 from torch import Tensor
 
-from diffusion_utils.plotting.pictures import picture_grid
+from diffusion_utils.plotting.pictures import check_picture, picture_grid
 from diffusion_utils.sampling import generator
 from diffusion_utils.schedule import Schedule
 
@@ -54,11 +54,7 @@ def encode(picture: np.ndarray) -> bytes:
     Args:
         picture: uint8 array [height, width, 3], such as `plotting.picture_grid` returns.
     """
-    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
-        raise ValueError(
-            f"expected a uint8 array [height, width, 3], not {picture.dtype} {picture.shape}: "
-            "make one with plotting.picture_grid"
-        )
+    check_picture(picture)
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format="PNG", compress_level=1)
     return buffer.getvalue()
