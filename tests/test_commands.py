@@ -1,5 +1,6 @@
 """The commands, from the command line to the files they leave."""
 
+import errno
 import inspect
 import json
 import os
@@ -228,17 +229,59 @@ def test_a_given_sigma_data_is_kept(tmp_path, folder):
     assert about["sigma_data"] == 0.3 and about["steps"] == 4 and about["config"]["optimizer"] == "muon"
 
 
-def test_a_first_run_with_resume_measures_too(tmp_path, folder):
-    out = tmp_path / "run"
-    own = ["--size", 8, "--steps", 2, "--prediction-type", "edm", "--resume"]
-    train("--data", folder, "--out", out, *own, *COMMON)
-    assert run_and_card(out)["sigma_data"] != 0.5
+NO_RUN = "holds no run to go on with: leave --resume out to begin one"
 
 
-def test_resume_in_an_empty_folder_starts_a_run(tmp_path, folder):
+@pytest.mark.parametrize(
+    "left, text", [([], NO_RUN), ([".lock", "log.jsonl"], NO_RUN), (["checkpoint.pt"], "is missing")]
+)
+def test_resume_without_a_run_is_refused_before_the_work(tmp_path, error, monkeypatch, left, text):
+    monkeypatch.setattr(sets, "load", lambda *_: pytest.fail("loaded the pictures"))
     out = tmp_path / "run"
-    train("--data", folder, "--out", out, "--steps", 2, "--size", 8, "--resume", *COMMON)
-    assert load_checkpoint(out / "checkpoint.pt")["step"] == 2
+    for name in left:
+        out.mkdir(exist_ok=True)
+        (out / name).touch()
+    code, said = error("train", "--out", out, "--resume", "--steps", 2)
+    assert code == 1 and said.startswith(f"error: {out}") and text in said
+    assert left == (sorted(path.name for path in out.iterdir()) if left else []) and out.exists() == bool(left)
+
+
+def test_a_run_that_found_no_room_to_begin_begins_when_the_command_is_given_again(tmp_path, folder, error, monkeypatch):
+    arguments = ["train", "--data", folder, "--out", tmp_path / "run", "--steps", 2, "--size", 8, *COMMON]
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setitem(prepare.__globals__, "write_json", full)
+        code, said = error(*arguments)
+    assert code == 1 and said.endswith("no checkpoint was written yet; make room and give the same command again")
+    assert files(tmp_path / "run") == ["log.jsonl"]
+    train(*arguments[1:])
+    assert pretrained.card(tmp_path / "run" / "weights.safetensors")["steps"] == 2
+
+
+PLACES = {  # --data, --out, and what is said
+    "the same": (
+        "pictures",
+        "pictures",
+        "--out {out} lies in the folder of the pictures, --data: choose another place",
+    ),
+    "inside": ("pictures", "pictures/a/run", "lies in the folder of the pictures, --data: choose another place"),
+    "by another way": ("pictures", "pictures/../pictures/run", "lies in the folder of the pictures"),
+    "a run": ("run", "new", "--data {data} is the folder of a run, not of pictures to learn from: choose another"),
+}
+
+
+@pytest.mark.parametrize("data, out, text", PLACES.values(), ids=PLACES)
+def test_the_grids_of_a_run_do_not_become_pictures_to_learn_from(tmp_path, folder, error, data, out, text):
+    (tmp_path / "run").mkdir()
+    for name in ("run.json", "samples.png"):
+        (tmp_path / "run" / name).touch()
+    before = sorted(tmp_path.rglob("*"))
+    data, out = tmp_path / data, tmp_path / out
+    code, said = error("train", "--data", data, "--out", out, "--steps", 1)
+    assert code == 1 and text.format(data=data, out=out) in said and sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_folder_of_own_pictures_keeps_some_out(tmp_path, folder):
@@ -705,13 +748,12 @@ def test_weights_whose_run_is_gone_are_not_overwritten(tmp_path, folder, error, 
     assert (tmp_path / "weights.safetensors").read_text() == "dear"
 
 
-@pytest.mark.parametrize("resume", [[], ["--resume"]])
-def test_a_foreign_log_stops_a_run_before_it_writes(tmp_path, folder, error, resume):
+def test_a_foreign_log_stops_a_run_before_it_writes(tmp_path, folder):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "log.jsonl").write_text("epoch 1\nepoch 2\n")
     arguments = ["--data", folder, "--out", tmp_path / "run", "--steps", 2, "--size", 8, *COMMON]
     with pytest.raises(ValueError, match="line 1 of .*log.jsonl is no record of a run: move that file away"):
-        train(*arguments, *resume)
+        train(*arguments)
     assert files(tmp_path / "run") == ["log.jsonl"]
 
 

@@ -32,7 +32,7 @@ from diffusion_utils.training.config import BUDGET, FREE_ON_RESUME
 
 CONSISTENCY_DRAWING = {"sampler": "consistency", "steps": 2}
 COUNTED = ("images_seen", "steps", "seconds")  # of a model card, those of the run's start included
-COLUMNS, WEIGHTS = 8, "weights.safetensors"
+COLUMNS, WEIGHTS, RUN = 8, "weights.safetensors", "run.json"
 OPEN = TrainConfig(network=None, sigma_data=None)  # where the command line leaves out what depends on the pictures
 DIFFUSION = "prediction_type schedule num_train_timesteps zero_terminal_snr timestep_sampling min_snr_gamma".split()
 MEANT_FOR = {  # options that say something only where another one has one of these values
@@ -51,8 +51,12 @@ def train(run: Run) -> None:
     accelerate launch -m diffusion_utils train …
     """
     check_folder(run.out)
-    if (run.out / WEIGHTS).exists() and not (run.out / CHECKPOINT).exists():
+    begun = (run.out / CHECKPOINT).exists()
+    if (run.out / WEIGHTS).exists() and not begun:
         raise FileExistsError(f"{run.out} holds {WEIGHTS}, but no run to go on with: choose another folder")
+    if run.resume and not (run.out / RUN).is_file():
+        none = f"{run.out} holds no run to go on with: leave --resume out to begin one"
+        raise FileNotFoundError(f"{run.out / RUN} is missing: put it back" if begun else none)
     job = prepare(run)
     with _sentence_for_full_disk(run.out):
         _train(job)
@@ -96,9 +100,9 @@ def _sentence_for_full_disk(out: Path) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         safe = "the last checkpoint is whole" if (out / CHECKPOINT).exists() else "no checkpoint was written yet"
+        again = f"go on with --resume --out {out}" if (out / RUN).exists() else "give the same command again"
         raise OSError(
-            f"no room for the files of {out} ({os.strerror(error.errno).lower()}): {safe}; make room and go on with "
-            f"--resume --out {out}"
+            f"no room for the files of {out} ({os.strerror(error.errno).lower()}): {safe}; make room and {again}"
         ) from None
 
 
@@ -140,7 +144,7 @@ class Job:
         if self.source and Path(self.source).absolute() != Path(self.run.autoencoder).absolute():
             pretrained.copy(self.source, self.run.autoencoder)
         more = {"before": self.before, "fingerprint": self.pictures.fingerprint, "mirrored": self.mirrored}
-        write_json(self.run.out / "run.json", self.run.to_json() | more)
+        write_json(self.run.out / RUN, self.run.to_json() | more)
 
     def keep(self, record: StepRecord) -> None:
         """Write what a run leaves on its way: grids and snapshots, where they are due."""
@@ -219,11 +223,12 @@ def prepare(run: Run) -> Job:
         ValueError: options that do not go together, or that a resumed run cannot change.
     """
     run, stored = _located(run), {}
-    if resumed := run.resume and (run.out / "run.json").is_file():
+    if resumed := run.resume and (run.out / RUN).is_file():
         run, stored = _resumed(run)
         before, has = stored.get("before") or {}, run.condition
     else:
         asked = run
+        _check_places(run)
         run, before, has = _started(run) if run.start else _begun(run)
         _refuse_ignored(asked, run)
         _check_network(run)
@@ -305,6 +310,17 @@ def _check_network(run: Run) -> None:
         check_size(torch.empty(1, 3, run.size, run.size), net.stride)
     if run.config.objective == "consistency" and not run.start:
         raise ValueError("objective 'consistency' tunes a trained network: give start (--start WEIGHTS)")
+
+
+def _check_places(run: Run) -> None:
+    """Raise a ValueError where the pictures of a run would be learnt from, as --data or later."""
+    data, out = Path(run.data).resolve(), run.out.resolve()
+    if run.data in sets.LICENCES:
+        return
+    if (data / RUN).is_file():
+        raise ValueError(f"--data {run.data} is the folder of a run, not of pictures to learn from: choose another")
+    if out.is_relative_to(data):
+        raise ValueError(f"--out {run.out} lies in the folder of the pictures, --data: choose another place")
 
 
 def _located(run: Run) -> Run:
