@@ -618,7 +618,7 @@ def test_precisions_can_follow_each_other_in_one_process():
         ({"batch_size": "8"}, "batch_size must be a whole number, not '8'"),
         ({"flip": "no"}, "flip must be true or false, not 'no'"),
         ({"network": "resnet"}, "network must be a dict, not 'resnet'"),
-        ({"network": {}}, "network needs a name, such as .'name': 'resnet'., not {}"),
+        ({"network": {}}, 'network needs a name, such as {"name": "resnet"}, not {}'),
         ({"seed": -1}, r"seed must lie in \[0, 4294967295\], not -1"),
         ({"sigma_data": float("nan")}, "sigma_data must be a finite number, not nan"),
     ],
