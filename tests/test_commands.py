@@ -333,7 +333,7 @@ def test_very_few_pictures_are_all_used(tmp_path, folder, count, capsys):
     assert torch.equal(pictures.images, pictures.held_out) and len(pictures.images) == count
     train("--data", folder, "--out", tmp_path / "run", "--steps", 1, "--size", 8, *COMMON)
     plural = "s" * (count > 1)
-    assert f"{count} picture{plural} to learn from, too few to hold any out, so they" in capsys.readouterr().out
+    assert f"{count} picture{plural} to learn from, and to measure with: too few to hold any" in capsys.readouterr().out
     card = pretrained.card(tmp_path / "run" / "weights.safetensors")
     assert len(card["training_error_of_x0_as_share_of_variance"]) == (0 if count == 1 else 5)
     assert not any(name.startswith("held_out") for name in card)  # since none are
@@ -427,6 +427,7 @@ IGNORED = {  # options that would change nothing, and those that they belong to
     "no budget": ("", "say when to stop: give steps, images or minutes"),
     "network": ('--network {"name":"vit"}', "unknown network 'vit'"),
     "size": ("--size 10", "--size 10 does not fit the network, which takes multiples of its stride, 8: give --size 16"),
+    "latents": ("--size 40 --autoencoder stanford-cars-autoencoder-4", "its stride, 16: give --size 48, or another"),
     "consistency": ("--objective consistency", "give start (--start WEIGHTS)"),
     "parameters": ('--network {"name":"resnet","channels":[9000,9000]}', "parameters: 1,000,000,000 at most"),
     "an option": ('--network {"name":"resnet","chanels":[8]}', "has no option 'chanels': choose one of channels, "),

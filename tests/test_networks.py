@@ -144,7 +144,7 @@ def test_the_answer_is_that_of_the_parts_put_together_by_hand():
 def test_pictures_the_stride_does_not_divide_are_refused(options, stride):
     net = new(options)
     for height, width in [(stride + 1, stride), (stride, 2 * stride - 1)] if stride > 1 else []:
-        message = f"a {height}×{width} picture cannot pass: .* multiples of .*stride, {stride};"
+        message = f"a picture of {height}×{width} pixels cannot pass: .* multiples of .*stride, {stride};"
         with pytest.raises(ValueError, match=message):
             net(batch(options, height, width), torch.tensor([0, 0]))
 

@@ -58,12 +58,12 @@ def train(run: Run) -> None:
     elif run.config.batch_size % processes.num_processes:
         return  # the main process says it
     check_folder(run.out)
-    begun = (run.out / CHECKPOINT).exists()
-    if (run.out / WEIGHTS).exists() and not begun:
+    has_checkpoint = (run.out / CHECKPOINT).exists()
+    if (run.out / WEIGHTS).exists() and not has_checkpoint:
         raise FileExistsError(f"{run.out} holds {WEIGHTS}, but no run to go on with: choose another folder")
     if run.resume and not (run.out / RUN).is_file():
         none = f"{run.out} holds no run to go on with: leave --resume out to begin one"
-        raise FileNotFoundError(f"{run.out / RUN} is missing: put it back" if begun else none)
+        raise FileNotFoundError(f"{run.out / RUN} is missing: put it back" if has_checkpoint else none)
     with _sentence_for_no_room(run):
         _train(prepare(run))
 
@@ -166,7 +166,7 @@ class Job:
         write_json(self.run.out / RUN, self.run.to_json() | more)
         count = len(self.pictures.images)
         spared = f"{len(self.held_out)} held out to measure with"
-        few = "too few to hold any out, so they measure it, too"
+        few = "and to measure with: too few to hold any out"
         print(f"{count} picture{'s' * (count > 1)} to learn from, {spared if self.spares_some else few}")
 
     def keep(self, record: StepRecord) -> None:
@@ -335,11 +335,11 @@ def _check_network(run: Run) -> None:
         net = networks.build(**run.config.network)
     if (count := count_parameters(net)) > MOST_PARAMETERS:
         raise ValueError(f"the network would have {count:,} parameters: {MOST_PARAMETERS:,} at most")
-    if not run.autoencoder and run.size % net.stride:
-        above = (run.size // net.stride + 1) * net.stride
+    stride = net.stride * (pretrained.load_autoencoder(run.autoencoder).stride if run.autoencoder else 1)
+    if run.size % stride:
         raise ValueError(
-            f"--size {run.size} does not fit the network, which takes multiples of its stride, {net.stride}: "
-            f"give --size {above}, or another network"
+            f"--size {run.size} does not fit the network, which takes multiples of its stride, {stride}: "
+            f"give --size {(run.size // stride + 1) * stride}, or another network"
         )
     if run.config.objective == "consistency" and not run.start:
         raise ValueError("objective 'consistency' tunes a trained network: give start (--start WEIGHTS)")
@@ -405,10 +405,11 @@ def _begun(run: Run) -> tuple[Run, dict, str | None]:
 def _started(run: Run) -> tuple[Run, dict, str | None]:
     """A new run that begins with trained weights, with what their card says."""
     card = pretrained.card(run.start)
-    if (card["network"]["name"] == "autoencoder") != (run.config.objective == "autoencoder"):
-        is_one = f"{run.start} is an autoencoder: add --objective autoencoder"
-        none = f"{run.start} is no autoencoder: leave --objective autoencoder out"
-        raise ValueError(none if run.config.objective == "autoencoder" else is_one)
+    is_one, wanted = (name == "autoencoder" for name in (card["network"]["name"], run.config.objective))
+    if is_one and not wanted:
+        raise ValueError(f"{run.start} is an autoencoder: add --objective autoencoder")
+    if wanted and not is_one:
+        raise ValueError(f"{run.start} is no autoencoder: leave --objective autoencoder out")
     own = [name for name in ("network", "sigma_data") if getattr(run.config, name) is not None]
     own += [name for name in ("size", "autoencoder") if getattr(run, name) is not None]
     own += ["condition"] if run.condition not in (None, "caption") else []
