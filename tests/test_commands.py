@@ -1,5 +1,6 @@
 """The commands, from the command line to the files they leave."""
 
+import errno
 import inspect
 import json
 import os
@@ -92,7 +93,9 @@ def error(capsys):
             code = stop.code
         written, said = capsys.readouterr()
         said = said[said.rindex("error: ") :] if bar else said
-        assert written == "" and said.startswith("error: ") and said.endswith("\n") and said.count("\n") == 1, said
+        assert (
+            (bar or written == "") and said.startswith("error: ") and said.endswith("\n") and said.count("\n") == 1
+        ), said
         return code, said[:-1]
 
     return failing
@@ -187,6 +190,8 @@ def test_a_run_goes_on_with_its_own_pictures_wherever_they_are(tmp_path, folder,
     before = {p.name: p.read_bytes() for p in (tmp_path / "too").iterdir()}
     code, said = error(*resume)
     assert code == 1 and f"{folder} is not a folder" in said and said.endswith("say with --data where they are now")
+    code, said = error(*resume, "--data", "toy_cars")
+    assert code == 1 and "too was begun with other pictures than those in toy_cars: say with --data where" in said
     other = new / "00.png"
     kept = other.read_bytes()
     Image.new("RGB", (16, 12), "white").save(other)  # one picture of forty
@@ -228,17 +233,59 @@ def test_a_given_sigma_data_is_kept(tmp_path, folder):
     assert about["sigma_data"] == 0.3 and about["steps"] == 4 and about["config"]["optimizer"] == "muon"
 
 
-def test_a_first_run_with_resume_measures_too(tmp_path, folder):
-    out = tmp_path / "run"
-    own = ["--size", 8, "--steps", 2, "--prediction-type", "edm", "--resume"]
-    train("--data", folder, "--out", out, *own, *COMMON)
-    assert run_and_card(out)["sigma_data"] != 0.5
+NO_RUN = "holds no run to go on with: leave --resume out to begin one"
 
 
-def test_resume_in_an_empty_folder_starts_a_run(tmp_path, folder):
+@pytest.mark.parametrize(
+    "left, text", [([], NO_RUN), ([".lock", "log.jsonl"], NO_RUN), (["checkpoint.pt"], "is missing")]
+)
+def test_resume_without_a_run_is_refused_before_the_work(tmp_path, error, monkeypatch, left, text):
+    monkeypatch.setattr(sets, "load", lambda *_: pytest.fail("loaded the pictures"))
     out = tmp_path / "run"
-    train("--data", folder, "--out", out, "--steps", 2, "--size", 8, "--resume", *COMMON)
-    assert load_checkpoint(out / "checkpoint.pt")["step"] == 2
+    for name in left:
+        out.mkdir(exist_ok=True)
+        (out / name).touch()
+    code, said = error("train", "--out", out, "--resume", "--steps", 2)
+    assert code == 1 and said.startswith(f"error: {out}") and text in said
+    assert left == (sorted(path.name for path in out.iterdir()) if left else []) and out.exists() == bool(left)
+
+
+def test_a_run_that_found_no_room_to_begin_begins_when_the_command_is_given_again(tmp_path, folder, error, monkeypatch):
+    arguments = ["train", "--data", folder, "--out", tmp_path / "run", "--steps", 2, "--size", 8, *COMMON]
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setitem(prepare.__globals__, "write_json", full)
+        code, said = error(*arguments)
+    assert code == 1 and said.endswith("no checkpoint was written yet; make room and give the same command again")
+    assert files(tmp_path / "run") == ["log.jsonl"]
+    train(*arguments[1:])
+    assert pretrained.card(tmp_path / "run" / "weights.safetensors")["steps"] == 2
+
+
+PLACES = {  # --data, --out, and what is said
+    "the same": (
+        "pictures",
+        "pictures",
+        "--out {out} lies in the folder of the pictures, --data: choose another place",
+    ),
+    "inside": ("pictures", "pictures/a/run", "lies in the folder of the pictures, --data: choose another place"),
+    "by another way": ("pictures", "pictures/../pictures/run", "lies in the folder of the pictures"),
+    "a run": ("run", "new", "--data {data} is the folder of a run, not of pictures to learn from: choose another"),
+}
+
+
+@pytest.mark.parametrize("data, out, text", PLACES.values(), ids=PLACES)
+def test_the_grids_of_a_run_do_not_become_pictures_to_learn_from(tmp_path, folder, error, data, out, text):
+    (tmp_path / "run").mkdir()
+    for name in ("run.json", "samples.png"):
+        (tmp_path / "run" / name).touch()
+    before = sorted(tmp_path.rglob("*"))
+    data, out = tmp_path / data, tmp_path / out
+    code, said = error("train", "--data", data, "--out", out, "--steps", 1)
+    assert code == 1 and text.format(data=data, out=out) in said and sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_folder_of_own_pictures_keeps_some_out(tmp_path, folder):
@@ -251,14 +298,42 @@ def test_a_folder_of_own_pictures_keeps_some_out(tmp_path, folder):
     assert "pictures it was trained on" in about["licence"]
 
 
+def test_weights_to_begin_with_bring_their_aspect(tmp_path, folder, weights):
+    for file in folder.iterdir():
+        Image.new("RGB", (12, 12)).save(file)
+    said = ["--data", folder, "--out", tmp_path / "run", "--steps", 1]
+    assert configured(*said, "--start", weights, *COMMON[2:]).run.aspect == "4:3"
+    assert configured(*said, "--size", 8, *COMMON).run.aspect == "1:1"
+
+
+def test_a_folder_with_the_name_of_known_pictures_is_not_taken_for_them(tmp_path, monkeypatch, few_toys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "toy_cars").mkdir()
+    with pytest.warns(UserWarning, match="--data toy_cars does not mean the folder here, which is --data ./toy_cars"):
+        assert configured("--out", "x", "--steps", 1, "--size", 16, *COMMON).run.data == "toy_cars"
+
+
+def test_too_little_memory_is_one_sentence(tmp_path, folder, error, monkeypatch):
+    def full(*_):
+        torch.empty(10**15)
+
+    monkeypatch.setattr(Denoiser, "loss", full)
+    code, said = error(
+        "train", "--data", folder, "--out", tmp_path / "run", "--steps", 1, "--size", 8, *COMMON, bar=True
+    )
+    assert code == 1 and "not enough memory for batches of 8: lower --batch-size or --size, or give" in said
+
+
 @pytest.mark.parametrize("count", [1, 2, 13, 30])
-def test_very_few_pictures_are_all_used(tmp_path, folder, count):
+def test_very_few_pictures_are_all_used(tmp_path, folder, count, capsys):
     """With 13 and 30 one is held out, and of a single picture there is no variance to measure."""
     for file in sorted(folder.iterdir())[count:]:
         file.unlink()
     pictures = sets.load(str(folder), 8)
     assert torch.equal(pictures.images, pictures.held_out) and len(pictures.images) == count
     train("--data", folder, "--out", tmp_path / "run", "--steps", 1, "--size", 8, *COMMON)
+    plural = "s" * (count > 1)
+    assert f"{count} picture{plural} to learn from, and to measure with: too few to hold any" in capsys.readouterr().out
     card = pretrained.card(tmp_path / "run" / "weights.safetensors")
     assert len(card["training_error_of_x0_as_share_of_variance"]) == (0 if count == 1 else 5)
     assert not any(name.startswith("held_out") for name in card)  # since none are
@@ -351,8 +426,18 @@ IGNORED = {  # options that would change nothing, and those that they belong to
     "no signal": ("--prediction-type epsilon --zero-terminal-snr", "epsilon prediction cannot learn where no signal"),
     "no budget": ("", "say when to stop: give steps, images or minutes"),
     "network": ('--network {"name":"vit"}', "unknown network 'vit'"),
-    "size": ("--size 10", "must be multiples of the network's stride"),
+    "size": ("--size 10", "--size 10 does not fit the network, which takes multiples of its stride, 8: give --size 16"),
+    "latents": ("--size 40 --autoencoder stanford-cars-autoencoder-4", "its stride, 16: give --size 48, or another"),
     "consistency": ("--objective consistency", "give start (--start WEIGHTS)"),
+    "parameters": ('--network {"name":"resnet","channels":[9000,9000]}', "parameters: 1,000,000,000 at most"),
+    "an option": ('--network {"name":"resnet","chanels":[8]}', "has no option 'chanels': choose one of channels, "),
+    "enlarging": (
+        '--network {"name":"super_resolution"}',
+        "lacks net: give the picture network alone, and --condition l",
+    ),
+    "start": ("--start stanford-cars-autoencoder-4", "autoencoder-4 is an autoencoder: add --objective autoencoder"),
+    "no start": ("--start toy-cars-resnet --objective autoencoder", "is no autoencoder: leave --objective autoenc"),
+    "window": ("--start toy-cars-resnet --data . --aspect 1:1", "toy-cars-resnet learnt pictures of 4:3, not of 1:1"),
 }
 
 
@@ -475,7 +560,9 @@ def wait_for_log(out, seconds=120):
 
 def assert_stopped(out, said):
     step = load_checkpoint(out / "checkpoint.pt")["step"]
-    assert said == f"stopped at step {step} and saved; go on with --resume --out {out}\n"
+    learnt, stopped = said.splitlines()
+    assert learnt == "37 pictures to learn from, 3 held out to measure with"
+    assert stopped == f"stopped at step {step} and saved; go on with --resume --out {out}"
     assert step == read_log(out / "log.jsonl")[-1]["step"] and 4 < step < 10**6
     train("--out", out, "--resume", "--steps", step + 2)  # as it says
     assert load_checkpoint(out / "checkpoint.pt")["step"] == step + 2
@@ -525,7 +612,7 @@ def test_an_error_is_one_line_without_a_traceback(tmp_path):
 TRAIN_ERRORS = {
     "no budget": ([], "say when to stop"),
     "network": (["--steps", 1, "--network", '{"name": "vit"}'], "unknown network 'vit'"),
-    "size": (["--steps", 1, "--size", 10, "--network", json.dumps(TINY)], "be multiples of"),
+    "size": (["--steps", 1, "--size", 10, "--network", json.dumps(TINY)], "of its stride, 4: give --size 12"),
     "no cars": (["--steps", 1, "--data", "stanford_cars"], "Stanford Cars was not found"),
 }
 
@@ -557,17 +644,20 @@ UNREADABLE = {
         f"network {word}": ([*TRAIN, "--network", word], f"--network takes JSON such as {EXAMPLE}, not {word!r}")
         for word in ("{name: resnet}", "resnet", "[1]", "3", "null", '"resnet"', "")
     },
-    "no name": ([*TRAIN, "--network", "{}"], "network needs a name, such as {'name': 'resnet'}, not {}"),
+    "no name": ([*TRAIN, "--network", "{}"], 'network needs a name, such as {"name": "resnet"}, not {}'),
     **{
         f"empty {name}": ([*TRAIN, f"--{name}", ""], f"{name} is empty: give a name or a path, or leave --{name} out")
         for name in ("data", "start", "autoencoder")
     },
-    "no size": ([*TRAIN, "--size", 0], "size must be at least 8 pixels, not 0"),
+    "no size": ([*TRAIN, "--size", 0], "size must lie in [8, 1024] pixels, not 0"),
     "no steps": (["train", "--out", "run", "--steps", 0], "steps must be greater than 0, not 0"),
     "sigma_data": ([*TRAIN, "--sigma-data", -1], "sigma_data must be greater than 0, not -1"),
     "floor": ([*TRAIN, "--snr-floor", 1], "give min_snr_gamma, too"),
     "seed": ([*TRAIN, "--seed", 2**32], "seed must lie in [0, 4294967295], not 4294967296"),
-    "small": ([*TRAIN, "--size", 4], "size must be at least 8 pixels, not 4"),
+    "small": ([*TRAIN, "--size", 4], "size must lie in [8, 1024] pixels, not 4"),
+    "large": ([*TRAIN, "--size", 100000], "size must lie in [8, 1024] pixels, not 100000"),
+    "endless": (["train", "--out", "run", "--minutes", "inf"], "minutes must be a finite number, not inf"),
+    "no aspect": ([*TRAIN, "--aspect="], "aspect is width:height, such as 1:1 or 3:2, between 1:4 and 4:1, not ''"),
     "sampler": (["sample", "--weights", "toy-cars-resnet", "--out", "a.png", "--sampler", "euler"], "--sampler"),
     "eta": (["sample", "--weights", "a", "--out", "a.png", "--eta", 2, "--sampler", "ddim"], "in [0, 1], not 2"),
     "scale": (
@@ -705,13 +795,12 @@ def test_weights_whose_run_is_gone_are_not_overwritten(tmp_path, folder, error, 
     assert (tmp_path / "weights.safetensors").read_text() == "dear"
 
 
-@pytest.mark.parametrize("resume", [[], ["--resume"]])
-def test_a_foreign_log_stops_a_run_before_it_writes(tmp_path, folder, error, resume):
+def test_a_foreign_log_stops_a_run_before_it_writes(tmp_path, folder):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "log.jsonl").write_text("epoch 1\nepoch 2\n")
     arguments = ["--data", folder, "--out", tmp_path / "run", "--steps", 2, "--size", 8, *COMMON]
     with pytest.raises(ValueError, match="line 1 of .*log.jsonl is no record of a run: move that file away"):
-        train(*arguments, *resume)
+        train(*arguments)
     assert files(tmp_path / "run") == ["log.jsonl"]
 
 
@@ -760,9 +849,11 @@ def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_is_whole(tmp_path, 
 def test_weights_that_grow_beyond_half_precision_are_not_written(tmp_path, folder, error):
     own = ["--data", folder, "--out", tmp_path / "run", "--size", 8, *COMMON]
     wild = ["--steps", 1, "--warmup-steps", 0, "--decay-fraction", 0, "--learning-rate", 1e6]
-    code, said = error("train", *own, *wild)
+    code, said = error("train", *own, *wild, bar=True)
     assert code == 1 and "the largest weight is 1e+06 after 1 steps: lower learning_rate" in said
     assert files(tmp_path / "run") == ["log.jsonl", "run.json"]
+    train(*own, *wild[:-2])  # the same again, as advised with another learning rate
+    assert pretrained.card(tmp_path / "run" / "weights.safetensors")["steps"] == 1
 
 
 def test_a_failing_download_is_one_line(monkeypatch, error):

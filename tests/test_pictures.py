@@ -6,6 +6,7 @@ import shutil
 import sys
 import types
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from PIL import Image
 
 from diffusion_utils.data import pictures, sets
 from diffusion_utils.data.pictures import crop, is_held_out, load_folder, ratio
+from diffusion_utils.training import Run
 
 
 @pytest.fixture(autouse=True)
@@ -153,6 +155,28 @@ def test_what_is_left_out_is_counted_in_one_line(tmp_path, monkeypatch):
         load_folder(tmp_path / "pics")
 
 
+WRONG = {  # what a file holds, and why it is skipped
+    "empty": (b"", "a.png: empty"),
+    "foreign": (b"no picture", "a.png: damaged, or no picture"),
+    "large": (b"P6 20000 20000 255\n", "a.png: larger than 178 megapixels: make it smaller"),
+    "half": (b"P6 20 20 255\n", "a.png: unreadable (image file is truncated"),
+}
+
+
+@pytest.mark.parametrize("contents, text", WRONG.values(), ids=WRONG)
+def test_a_picture_that_cannot_be_read_is_named_with_its_reason(tmp_path, contents, text):
+    save(tmp_path / "pics/b.png")
+    (tmp_path / "pics/a.png").write_bytes(contents)
+    with pytest.warns(UserWarning) as said:
+        assert load_folder(tmp_path / "pics", 8, "1:1").names == ["b.png"]
+    assert f"skipped 1 of 2 pictures: {text}" in str(said[0].message) and "a.png'" not in str(said[0].message)
+
+
+def test_a_picture_that_may_not_be_read_is_not_called_damaged(tmp_path, as_nobody):
+    save(tmp_path / "pics/a.png").chmod(0)
+    assert as_nobody(lambda: load_folder(tmp_path / "pics", 8)).endswith("picture; the first: a.png: may not be read")
+
+
 def test_files_of_another_kind_do_not_keep_pictures_out_of_the_cache(tmp_path, monkeypatch):
     save(tmp_path / "pics/a.png")
     (tmp_path / "pics/captions.txt").write_text("a: a red square")
@@ -195,7 +219,12 @@ def test_an_aspect_is_width_to_height(text, value):
     assert ratio(text) == pytest.approx(value)
 
 
-@pytest.mark.parametrize("text", ["0:1", "1:0", "4:3:2", "square", "-1", "nan", "inf", "9:1", " : "])
+@pytest.mark.parametrize("text, stored", [("4 : 3", "4:3"), ("1.5", "3:2"), ("16:10", "8:5"), ("1:1", "1:1")])
+def test_an_aspect_is_stored_in_one_form(text, stored):
+    assert Run(Path("x"), aspect=text).aspect == stored
+
+
+@pytest.mark.parametrize("text", ["0:1", "1:0", "4:3:2", "square", "-1", "nan", "inf", "9:1", " : ", ""])
 def test_what_is_no_aspect_is_an_error(text):
     with pytest.raises(ValueError, match="aspect is width:height"):
         ratio(text)
@@ -252,7 +281,8 @@ def test_subfolders_are_classes(pets):
 
 
 def test_pictures_beside_subfolders_are_read_unless_classes_are_asked_for(pets):
-    with pytest.warns(UserWarning, match=r"subfolders: 3 \(cat, dog, empty\).*no pictures: 1"):
+    only = "only the 1 picture beside the subfolders is used; move it away to use the folders as classes"
+    with pytest.warns(UserWarning, match=rf"subfolders: 3 \(cat, dog, empty\).*no pictures: 1.*; {only}"):
         assert load_folder(pets, 8).names == ["beside.png"]
     (pets / "beside.png").unlink()
     with pytest.warns(UserWarning, match="beside the classes' folders: 1"):
@@ -264,17 +294,18 @@ def test_a_set_of_classes(pets):
     for name in ("0.png", "1.png"):
         save(pets / "rare" / name)
     save(pets / "held out" / next(f"{i}.png" for i in range(99) if is_held_out(f"{i}.png")))
-    with pytest.warns(UserWarning, match="2 classes have no picture to learn from: empty, held out"):
-        found = sets.load(str(pets), 8, "class")
+    found = sets.load(str(pets), 8, "class")
     train = sum(not is_held_out(f"{i}.png") for i in range(24))
-    assert found.classes == ["cat", "dog", "rare"] and found.labels.tolist() == [0] * train + [1] * train + [2] * 2
+    # A class that would be held out as a whole is learnt instead.
+    assert found.classes == ["cat", "dog", "held out", "rare"] and len(found.held_out) == 48 - 2 * train
+    assert found.labels.tolist() == [0] * train + [1] * train + [2] + [3] * 2
     network = found.conditional({"name": "resnet"})
     cond, entries = found.cond(network)
-    assert network["cond_dim"] == 3 and (cond.sum(1) == 1).all()
+    assert network["cond_dim"] == 4 and (cond.sum(1) == 1).all()
     assert [*entries["conditions"]] == found.classes and sum(entries["conditions"].values()) == pytest.approx(1)
-    assert entries["conditions"]["rare"] == pytest.approx(2 / len(found.images)) and "in 3 classes" in found.description
+    assert entries["conditions"]["rare"] == pytest.approx(2 / len(found.images)) and "in 4 classes" in found.description
     assert sets.condition_of({"network": network, **entries}) == "class"
-    with pytest.raises(ValueError, match="takes 5 classes, .*pets has 3"):
+    with pytest.raises(ValueError, match="takes 5 classes, .*pets has 4"):
         found.cond({"name": "resnet", "cond_dim": 5})
 
 
@@ -289,12 +320,21 @@ def test_a_class_whose_name_is_no_utf_8_can_be_written_down(tmp_path):
         ("pets/cat/small", "small has no subfolders: the condition class takes one for each class"),
         ("toy_cars", "no classes are known of toy_cars"),
         ("none", "cannot be called none"),
+        (
+            "https://a.org/pics.zip",
+            "https://a.org/pics.zip is an address: download the pictures first, and give the fol",
+        ),
     ],
 )
 def test_where_there_are_no_classes_one_sentence_says_so(pets, data, message):
     save(pets.parent / "none/none/a.png")
     with pytest.raises(ValueError, match=message):
         sets.load(data, 16, "class")
+
+
+def test_a_name_that_is_none_says_which_there_are():
+    with pytest.raises(FileNotFoundError, match="toy is not a folder: .* of pictures, or stanford_cars or toy_cars"):
+        sets.load("toy", 8)
 
 
 def test_the_aspect_is_that_of_own_pictures(pets):

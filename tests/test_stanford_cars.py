@@ -241,7 +241,9 @@ def test_a_variable_that_points_nowhere_is_refused(tmp_path, monkeypatch, there)
         (tmp_path / "nowhere").mkdir()
     monkeypatch.setenv("STANFORD_CARS_ROOT", str(tmp_path / "nowhere"))
     for call in (stanford_cars.find, load, lambda: sets.load("stanford_cars", 16)):
-        with pytest.raises(FileNotFoundError, match="STANFORD_CARS_ROOT points at .*nowhere. .*Get the data"):
+        with pytest.raises(
+            FileNotFoundError, match="STANFORD_CARS_ROOT points at a wrong place: .*nowhere .*Get the data"
+        ):
             call()
     monkeypatch.setenv("STANFORD_CARS_ROOT", "")  # as if it were not set
     assert stanford_cars.find() == Path("data")

@@ -3,6 +3,7 @@
 import errno
 import math
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -15,13 +16,12 @@ from tqdm import tqdm
 
 from diffusion_utils import networks, pretrained, training
 from diffusion_utils.checks import check_folder
-from diffusion_utils.data import root_mean_square, sets, to_float
-from diffusion_utils.data.pictures import ratio
+from diffusion_utils.data import root_mean_square, sets, stanford_cars, to_float
+from diffusion_utils.data.pictures import ASPECT, ratio
 from diffusion_utils.data.sets import CONDITIONS, PictureSet
 from diffusion_utils.evaluation import error_per_timestep, reconstruction_quality
 from diffusion_utils.files import write_json
 from diffusion_utils.networks import Autoencoder, SuperResolution, count_macs, count_parameters
-from diffusion_utils.networks.blocks import check_size
 from diffusion_utils.networks.presets import default_network, default_size, for_latents
 from diffusion_utils.networks.super_resolution import low_resolution_cond, shrink
 from diffusion_utils.pipeline import UNCONDITIONAL, Drawing, Pipeline
@@ -29,10 +29,12 @@ from diffusion_utils.plotting import save_grid
 from diffusion_utils.training import Run, StepRecord, TrainConfig
 from diffusion_utils.training.checkpoints import CHECKPOINT
 from diffusion_utils.training.config import BUDGET, FREE_ON_RESUME
+from diffusion_utils.training.loop import check_share
 
 CONSISTENCY_DRAWING = {"sampler": "consistency", "steps": 2}
 COUNTED = ("images_seen", "steps", "seconds")  # of a model card, those of the run's start included
-COLUMNS, WEIGHTS = 8, "weights.safetensors"
+MOST_PARAMETERS = 10**9
+COLUMNS, WEIGHTS, RUN = 8, "weights.safetensors", "run.json"
 OPEN = TrainConfig(network=None, sigma_data=None)  # where the command line leaves out what depends on the pictures
 DIFFUSION = "prediction_type schedule num_train_timesteps zero_terminal_snr timestep_sampling min_snr_gamma".split()
 MEANT_FOR = {  # options that say something only where another one has one of these values
@@ -50,12 +52,20 @@ def train(run: Run) -> None:
     weights.safetensors with its model card.  Ctrl-C saves and leaves; --resume goes on.  On several GPUs:
     accelerate launch -m diffusion_utils train …
     """
+    processes = Accelerator()
+    if processes.is_main_process:
+        check_share(run.config, processes.num_processes)
+    elif run.config.batch_size % processes.num_processes:
+        return  # the main process says it
     check_folder(run.out)
-    if (run.out / WEIGHTS).exists() and not (run.out / CHECKPOINT).exists():
+    has_checkpoint = (run.out / CHECKPOINT).exists()
+    if (run.out / WEIGHTS).exists() and not has_checkpoint:
         raise FileExistsError(f"{run.out} holds {WEIGHTS}, but no run to go on with: choose another folder")
-    job = prepare(run)
-    with _sentence_for_full_disk(run.out):
-        _train(job)
+    if run.resume and not (run.out / RUN).is_file():
+        none = f"{run.out} holds no run to go on with: leave --resume out to begin one"
+        raise FileNotFoundError(f"{run.out / RUN} is missing: put it back" if has_checkpoint else none)
+    with _sentence_for_no_room(run):
+        _train(prepare(run))
 
 
 def _train(job: "Job") -> None:
@@ -66,7 +76,7 @@ def _train(job: "Job") -> None:
     if run.resume and not begun and is_main:
         print(f"{run.out} holds no checkpoint yet: starting the run there")
     start = pretrained.load(run.start).net if run.start and not begun else None
-    records = training.train(config, job.images, run.out, run.resume, job.cond, start, job.write)
+    records = training.train(config, job.images, run.out, run.resume, job.cond, start, job.begin)
     try:
         for record in records:
             if not is_main:
@@ -88,17 +98,25 @@ def _train(job: "Job") -> None:
 
 
 @contextmanager
-def _sentence_for_full_disk(out: Path) -> Iterator[None]:
-    """Say what is safe when there is no room left for what a run writes."""
+def _sentence_for_no_room(run: Run) -> Iterator[None]:
+    """Say what would need less memory, and what is safe when there is no room left for what a run writes."""
+    out = run.out
     try:
         yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
+        raise ValueError(
+            f"there is not enough memory for batches of {run.config.batch_size}: lower --batch-size or --size, or give "
+            "a smaller network"
+        ) from None
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         safe = "the last checkpoint is whole" if (out / CHECKPOINT).exists() else "no checkpoint was written yet"
+        again = f"go on with --resume --out {out}" if (out / RUN).exists() else "give the same command again"
         raise OSError(
-            f"no room for the files of {out} ({os.strerror(error.errno).lower()}): {safe}; make room and go on with "
-            f"--resume --out {out}"
+            f"no room for the files of {out} ({os.strerror(error.errno).lower()}): {safe}; make room and {again}"
         ) from None
 
 
@@ -134,13 +152,22 @@ class Job:
         """Width over height at which its pictures are shown."""
         return ratio(self.pictures.aspect)
 
-    def write(self) -> None:
-        """Write what `--resume` needs beside the checkpoint; an autoencoder that does not ship with the package
-        is copied there, so that the folder is complete."""
+    @property
+    def spares_some(self) -> bool:
+        """Whether there were enough pictures to hold some out."""
+        return not torch.equal(self.pictures.images, self.pictures.held_out)
+
+    def begin(self) -> None:
+        """Write what `--resume` needs beside the checkpoint, and say how many pictures there are; an autoencoder
+        that does not ship with the package is copied there, so that the folder is complete."""
         if self.source and Path(self.source).absolute() != Path(self.run.autoencoder).absolute():
             pretrained.copy(self.source, self.run.autoencoder)
         more = {"before": self.before, "fingerprint": self.pictures.fingerprint, "mirrored": self.mirrored}
-        write_json(self.run.out / "run.json", self.run.to_json() | more)
+        write_json(self.run.out / RUN, self.run.to_json() | more)
+        count = len(self.pictures.images)
+        spared = f"{len(self.held_out)} held out to measure with"
+        few = "and to measure with: too few to hold any out"
+        print(f"{count} picture{'s' * (count > 1)} to learn from, {spared if self.spares_some else few}")
 
     def keep(self, record: StepRecord) -> None:
         """Write what a run leaves on its way: grids and snapshots, where they are due."""
@@ -188,8 +215,7 @@ class Job:
     def _measured(self, record: StepRecord) -> dict:
         """The model card's entries that are known only now."""
         config, denoiser, held_out = self.run.config, record.denoiser, self.held_out[:512]
-        few = torch.equal(self.pictures.images, self.pictures.held_out)  # too few to spare any
-        whose = "training" if few else "held_out"
+        whose = "held_out" if self.spares_some else "training"
         done = (record.images, record.step, round(record.seconds))
         entries = {
             "parameters": count_parameters(denoiser.net),
@@ -219,16 +245,17 @@ def prepare(run: Run) -> Job:
         ValueError: options that do not go together, or that a resumed run cannot change.
     """
     run, stored = _located(run), {}
-    if resumed := run.resume and (run.out / "run.json").is_file():
+    if resumed := run.resume and (run.out / RUN).is_file():
         run, stored = _resumed(run)
         before, has = stored.get("before") or {}, run.condition
     else:
         asked = run
+        _check_places(run)
         run, before, has = _started(run) if run.start else _begun(run)
         _refuse_ignored(asked, run)
         _check_network(run)
     run.config.progress(0, 0)
-    pictures = _pictures(run, stored.get("fingerprint"))
+    pictures = _pictures(run, stored)
     mirrored = pictures.flip and stored.get("mirrored", run.config.flip or bool(resumed and run.autoencoder))
     config, images, held_out, description = run.config, pictures.images, pictures.held_out, pictures.description
     if run.start and has == "class" and not resumed:
@@ -269,17 +296,21 @@ def prepare(run: Run) -> Job:
     return Job(run, pictures, images, held_out, cond, card, before, autoencoder, source, mirrored)
 
 
-def _pictures(run: Run, fingerprint: str | None) -> PictureSet:
-    """The pictures of a run; `fingerprint`: of those that it was begun with."""
+def _pictures(run: Run, stored: dict) -> PictureSet:
+    """The pictures of a run; `stored`: what its run.json says of those that it was begun with."""
+    fingerprint, before = stored.get("fingerprint"), stored.get("data", run.data)
+    others = ValueError(
+        f"{run.out} was begun with other pictures than those in {run.data}: say with --data where they are, or "
+        "choose another folder"
+    )
+    if run.data != before and {run.data, before} & {*sets.LICENCES}:
+        raise others
     try:
         pictures = sets.load(run.data, run.size, run.condition, run.aspect)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}{'; say with --data where they are now' if fingerprint else ''}") from None
     if fingerprint not in (None, pictures.fingerprint):
-        raise ValueError(
-            f"{run.out} was begun with other pictures than those in {run.data}: say with --data where they are, or "
-            "choose another folder"
-        )
+        raise others
     return pictures
 
 
@@ -300,18 +331,40 @@ def _refuse_ignored(asked: Run, run: Run) -> None:
 
 def _check_network(run: Run) -> None:
     """Raise a ValueError for a network that cannot be, or that does not fit the size, before pictures are read."""
-    net = networks.build(**run.config.network)
-    if not run.autoencoder:
-        check_size(torch.empty(1, 3, run.size, run.size), net.stride)
+    with torch.device("meta"):  # takes no memory, however large it is
+        net = networks.build(**run.config.network)
+    if (count := count_parameters(net)) > MOST_PARAMETERS:
+        raise ValueError(f"the network would have {count:,} parameters: {MOST_PARAMETERS:,} at most")
+    stride = net.stride * (pretrained.load_autoencoder(run.autoencoder).stride if run.autoencoder else 1)
+    if run.size % stride:
+        raise ValueError(
+            f"--size {run.size} does not fit the network, which takes multiples of its stride, {stride}: "
+            f"give --size {(run.size // stride + 1) * stride}, or another network"
+        )
     if run.config.objective == "consistency" and not run.start:
         raise ValueError("objective 'consistency' tunes a trained network: give start (--start WEIGHTS)")
+
+
+def _check_places(run: Run) -> None:
+    """Raise a ValueError where the pictures of a run would be learnt from, as --data or later; and warn where a
+    folder has the name of pictures that are known here."""
+    data, out = Path(run.data), run.out.resolve()
+    if run.data in sets.LICENCES:
+        if data.is_dir() and not (run.data == "stanford_cars" and stanford_cars.find() == data):
+            warnings.warn(f"--data {data} does not mean the folder here, which is --data ./{data}", stacklevel=2)
+        return
+    data = data.resolve()
+    if (data / RUN).is_file():
+        raise ValueError(f"--data {run.data} is the folder of a run, not of pictures to learn from: choose another")
+    if out.is_relative_to(data):
+        raise ValueError(f"--out {run.out} lies in the folder of the pictures, --data: choose another place")
 
 
 def _located(run: Run) -> Run:
     """The run with whole paths, so that it can be resumed from another working folder."""
     names = {"data": sets.LICENCES, "start": pretrained.names(), "autoencoder": pretrained.names()}
     paths = {name: getattr(run, name) for name in names}
-    paths = {name: path for name, path in paths.items() if path is not None and path not in names[name]}
+    paths = {name: path for name, path in paths.items() if path and path not in names[name] and "://" not in path}
     return replace(run, **{name: str(Path(path).absolute()) for name, path in paths.items()})
 
 
@@ -352,6 +405,11 @@ def _begun(run: Run) -> tuple[Run, dict, str | None]:
 def _started(run: Run) -> tuple[Run, dict, str | None]:
     """A new run that begins with trained weights, with what their card says."""
     card = pretrained.card(run.start)
+    is_one, wanted = (name == "autoencoder" for name in (card["network"]["name"], run.config.objective))
+    if is_one and not wanted:
+        raise ValueError(f"{run.start} is an autoencoder: add --objective autoencoder")
+    if wanted and not is_one:
+        raise ValueError(f"{run.start} is no autoencoder: leave --objective autoencoder out")
     own = [name for name in ("network", "sigma_data") if getattr(run.config, name) is not None]
     own += [name for name in ("size", "autoencoder") if getattr(run, name) is not None]
     own += ["condition"] if run.condition not in (None, "caption") else []
@@ -367,8 +425,13 @@ def _started(run: Run) -> tuple[Run, dict, str | None]:
     config = replace(run.config, sigma_data=card.get("sigma_data", TrainConfig.sigma_data), **options)
     before = {"name": Path(run.start).stem} | {name: card.get(name, 0) for name in COUNTED}
     autoencoder = pretrained.autoencoder_of(run.start, card)
-    size = card.get("size", default_size(run.data))
-    run = replace(run, size=size, condition=run.condition or has, autoencoder=autoencoder, config=config)
+    size, aspect = card.get("size", default_size(run.data)), run.aspect
+    if run.data not in sets.LICENCES:
+        aspect = card.get("aspect", ASPECT)
+        if run.aspect is not None and ratio(run.aspect) != ratio(aspect):
+            raise ValueError(f"{run.start} learnt pictures of {aspect}, not of {run.aspect}: leave --aspect out")
+    condition = run.condition or has
+    run = replace(run, size=size, aspect=aspect, condition=condition, autoencoder=autoencoder, config=config)
     return run, before, has
 
 

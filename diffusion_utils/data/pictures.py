@@ -11,12 +11,13 @@ import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from diffusion_utils.files import read_cached, write_cached
@@ -47,9 +48,14 @@ class Pictures:
     skipped: list[str]
     aspect: str = ASPECT
 
-    def part(self, held_out: bool) -> "Pictures":
-        """Only the held-out tenth (see `is_held_out`), or only the rest."""
-        keep = [i for i, name in enumerate(self.names) if is_held_out(name) == held_out]
+    def part(self, held_out: bool, every_class: bool = False) -> "Pictures":
+        """Only the held-out tenth (see `is_held_out`), or only the rest; `every_class`: to which then belong classes
+        that would be held out as a whole."""
+        out, labels = [is_held_out(name) for name in self.names], self.labels.tolist()
+        if every_class:
+            shown = {label for label, is_out in zip(labels, out) if not is_out}
+            out = [is_out and label in shown for label, is_out in zip(labels, out)]
+        keep = [i for i, is_out in enumerate(out) if is_out == held_out]
         names = [self.names[i] for i in keep]
         return replace(self, images=self.images[keep], names=names, labels=self.labels[keep])
 
@@ -66,7 +72,7 @@ def ratio(aspect: str | None) -> float:
     Raises:
         ValueError: not of that form, or not between 1:4 and 4:1.
     """
-    width, _, height = str(aspect or ASPECT).partition(":")
+    width, _, height = str(ASPECT if aspect is None else aspect).partition(":")
     try:
         value = float(width) / float(height or 1)
     except (ValueError, ZeroDivisionError):
@@ -74,6 +80,14 @@ def ratio(aspect: str | None) -> float:
     if not 1 / 4 <= value <= 4:
         raise ValueError(f"aspect is width:height, such as 1:1 or 3:2, between 1:4 and 4:1, not {aspect!r}")
     return value
+
+
+def in_whole_numbers(aspect: str) -> str:
+    """The one way to write an aspect: "1.5" and "6 : 4" → "3:2".  Raises what `ratio` does."""
+    ratio(aspect)
+    width, _, height = aspect.partition(":")
+    width, height = (Fraction(width.strip()) / Fraction(height.strip() or 1)).as_integer_ratio()
+    return f"{width}:{height}"
 
 
 def load_folder(folder: str | Path, size: int = 64, aspect: str | None = None, classes: bool = False) -> Pictures:
@@ -121,11 +135,13 @@ def load_folder(folder: str | Path, size: int = 64, aspect: str | None = None, c
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             shapes = [shape for shape in pool.map(_shape, files) if shape]
         aspect = "1:1" if shapes and median(shapes) < 7 / 6 else ASPECT  # 7/6: half-way
+    said = [f"left out {', '.join(remarks)}"] if remarks else []
+    if folders and not found_classes:
+        count, are, them = ("1 picture", "is", "it") if len(files) == 1 else (f"{len(files)} pictures", "are", "them")
+        said += [f"only the {count} beside the subfolders {are} used; move {them} away to use the folders as classes"]
     sources = [(file, None, label) for file, label in zip(files, labels)]
     names = [file.relative_to(folder).as_posix() for file in files]
-    return read(
-        sources, size, found_classes, folder, aspect, names, [f"left out {', '.join(remarks)}"] if remarks else []
-    )
+    return read(sources, size, found_classes, folder, aspect, names, said)
 
 
 def read(
@@ -312,8 +328,14 @@ def _read(file: Path, box, size: int, aspect: float) -> np.ndarray | str:
             return np.asarray(crop(image, box, size, aspect)).transpose(2, 0, 1)
     except FileNotFoundError:
         return "missing"
+    except PermissionError:
+        return "may not be read"
+    except Image.DecompressionBombError:
+        return f"larger than {2 * Image.MAX_IMAGE_PIXELS // 10**6} megapixels: make it smaller"
+    except UnidentifiedImageError:
+        return "damaged, or no picture" if file.stat().st_size else "empty"
     except Exception as error:  # Pillow raises many kinds for damaged files; none may stop the rest
-        return f"unreadable ({type(error).__name__}: {error})"
+        return f"unreadable ({error})"
 
 
 def _content(file: Path) -> bytes:

@@ -2,9 +2,9 @@
 
 import hashlib
 import json
-import warnings
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Literal, get_args
 
 import torch
@@ -131,8 +131,14 @@ def load(data: str, size: int, condition: Condition | None = None, aspect: str |
     if data == "toy_cars":
         return _toy_cars(size, condition)
     own = data != "stanford_cars"
+    if "://" in data:
+        raise ValueError(f"{data} is an address: download the pictures first, and give the folder that they are in")
+    if own and not Path(data).expanduser().is_dir():
+        raise FileNotFoundError(
+            f"{data} is not a folder: give the path of a folder of pictures, or {' or '.join(LICENCES)}"
+        )
     found = load_folder(data, size, aspect, condition == "class") if own else stanford_cars.load(size=size)
-    train, held_out = found.part(held_out=False), found.part(held_out=True)
+    train, held_out = (found.part(held_out, every_class=condition == "class") for held_out in (False, True))
     if len(train.images) == 0 or len(held_out.images) < 2:  # too few pictures to spare any
         train = held_out = found
     captions = car_captions(train) if condition == "caption" else None
@@ -192,9 +198,6 @@ def _classes(train: Pictures) -> tuple[list[str], Tensor]:
         raise ValueError("no file says the names of these pictures' classes: leave --condition class out")
     present, labels = train.labels.unique(return_inverse=True)
     classes = [train.classes[label] for label in present.tolist()]
-    if missing := [name for label, name in enumerate(train.classes) if label not in present]:
-        some = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
-        warnings.warn(f"{len(missing)} classes have no picture to learn from: {some}", stacklevel=3)
     if "none" in classes:
         raise ValueError("a class cannot be called none, which stands for no condition: rename its folder")
     return classes, labels

@@ -98,7 +98,7 @@ def find() -> Path | None:
     if root := os.environ.get(ROOT_VARIABLE):
         root = Path(os.path.expanduser(root))
         if not _is_here(root):
-            raise FileNotFoundError(f"{ROOT_VARIABLE} points at {root}. {_not_there(_inner(root))}")
+            raise FileNotFoundError(f"{ROOT_VARIABLE} points at a wrong place: {_not_there(_inner(root))}")
         return root
     kaggle = Path(os.environ.get("KAGGLEHUB_CACHE") or os.path.expanduser("~/.cache/kagglehub"))
     downloaded = sorted(kaggle.glob(f"datasets/{KAGGLE_DATASET}/versions/*"), reverse=True)

@@ -206,7 +206,7 @@ def check_size(x_t: Tensor, stride: int, channels: int | None = None) -> None:
         )
     if height % stride or width % stride:
         raise ValueError(
-            f"a {height}×{width} picture cannot pass: height and width must be multiples of "
+            f"a picture of {height}×{width} pixels cannot pass: height and width must be multiples of "
             f"the network's stride, {stride}; crop or resize it"
         )
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from diffusion_utils.checks import check_kind
-from diffusion_utils.data.pictures import ASPECT, ratio
+from diffusion_utils.data.pictures import ASPECT, in_whole_numbers
 from diffusion_utils.data.sets import LICENCES, Condition
 from diffusion_utils.prediction import PredictionType
 from diffusion_utils.sampling import checked_seeds
@@ -79,7 +79,7 @@ class TrainConfig:
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be greater than 0, not {getattr(self, name)}")
         if self.network is not None and not isinstance(self.network.get("name"), str):
-            raise ValueError(f"network needs a name, such as {{'name': 'resnet'}}, not {self.network}")
+            raise ValueError(f'network needs a name, such as {{"name": "resnet"}}, not {self.network}')
         if self.warmup_steps < 0 or self.weight_decay < 0:
             raise ValueError("warmup_steps and weight_decay must be at least 0")
         checked_seeds([self.seed])
@@ -144,7 +144,7 @@ def _check_kinds(options) -> None:
             check_kind(option.name, value, option.type)
 
 
-_ENDLESS = {"minutes", "clip_grad_norm", "min_snr_gamma"}  # no limit
+_ENDLESS = {"clip_grad_norm", "min_snr_gamma"}  # no limit
 _POSITIVE = {*BUDGET, "sigma_data", "min_snr_gamma", "batch_size", "learning_rate", "clip_grad_norm"}
 _POSITIVE |= {"num_train_timesteps", "log_every", "checkpoint_every"}
 
@@ -154,7 +154,9 @@ class Run:
     """A training from the command line: its pictures, its folder, and what it learns."""
 
     out: Path  # Folder of the run.
-    data: str = "toy_cars"  # What to learn from: toy_cars, stanford_cars, or a folder of pictures.
+    # What to learn from: toy_cars, stanford_cars, or a folder of pictures, of which one in ten is held out to measure
+    # with, chosen by its file name.
+    data: str = "toy_cars"
     resume: bool = False  # Go on from the checkpoint in --out, with its settings; the budget may be another.
     size: int | None = None  # Pixels per side; default: 64, toy cars 32.
     # Width:height of the window that is cut out of own pictures, such as 1:1 or 3:2; default: 4:3 where most of
@@ -177,9 +179,10 @@ class Run:
         for name in ("data", "start", "autoencoder"):
             if getattr(self, name) == "":
                 raise ValueError(f"{name} is empty: give a name or a path, or leave --{name} out")
-        if self.size is not None and self.size < 8:
-            raise ValueError(f"size must be at least 8 pixels, not {self.size}")
-        ratio(self.aspect)  # raises where it is none
+        if self.size is not None and not 8 <= self.size <= 1024:
+            raise ValueError(f"size must lie in [8, 1024] pixels, not {self.size}")
+        if self.aspect is not None:
+            object.__setattr__(self, "aspect", in_whole_numbers(self.aspect))
         if self.sample_every < 0 or self.snapshot_images < 0:
             raise ValueError("sample_every and snapshot_images must be at least 0")
         if self.config.objective == "autoencoder" and (self.condition or self.autoencoder):

@@ -317,9 +317,14 @@ def _accelerator(config: TrainConfig) -> Accelerator:
     use_compile = config.compile == "yes" or (config.compile == "auto" and device.type == "cuda")
     AcceleratorState._reset_state()
     accelerator = Accelerator(mixed_precision=precision, dynamo_backend="inductor" if use_compile else "no")
-    if config.batch_size % accelerator.num_processes:
-        raise ValueError(f"batch_size {config.batch_size} is no multiple of the {accelerator.num_processes} processes")
+    check_share(config, accelerator.num_processes)
     return accelerator
+
+
+def check_share(config: TrainConfig, processes: int) -> None:
+    """Raise a ValueError if a batch cannot be shared equally."""
+    if config.batch_size % processes:
+        raise ValueError(f"batch_size {config.batch_size} is no multiple of the {processes} processes")
 
 
 def _agree(seconds: float, stop: bool, accelerator: Accelerator) -> tuple[float, bool]:
