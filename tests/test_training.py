@@ -648,11 +648,12 @@ def test_what_cannot_be_built_is_an_error_at_the_start(tmp_path, change, text):
 
 
 NO_PICTURES = {  # what is no set of pictures, and what is said of it
-    "0 to 255": (pictures().float(), r"not torch.float32 \(12, 3, 8, 8\)"),
+    "0 to 255": (pictures().float(), "numbers from .* look like pictures, so give them as uint8"),
+    "all 200": (torch.full((4, 3, 8, 8), 200.0), "numbers from 2e\\+02 to 2e\\+02 look like pictures"),
     "0 to 1": (torch.rand(10, 3, 16, 16), "numbers from .* to 1 look like pictures, so give them as uint8"),
     "-1 to 1": (to_float(pictures()), "numbers from -1 to 1 look like pictures, so give them as uint8"),
     "half precision": (torch.randn(10, 3, 8, 8).half(), "not torch.float16"),
-    "not finite": (torch.full((2, 3, 8, 8), float("nan")), "not torch.float32"),
+    "not finite": (torch.full((2, 3, 8, 8), float("nan")), "numbers from nan to nan are no latents"),
     "one picture": (pictures()[0], r"with N ≥ 1, not Tensor \(3, 8, 8\)"),
     "none": (pictures()[:0], r"with N ≥ 1, not Tensor \(0, 3, 8, 8\)"),
     "a row": (torch.zeros(3, dtype=torch.uint8), r"not Tensor \(3,\)"),

@@ -269,12 +269,13 @@ def _check_images(images: Tensor) -> None:
         raise ValueError(f"{IMAGES}, with N ≥ 1, not {type(images).__name__} {tuple(shape) if shape else ''}".rstrip())
     if images.dtype == torch.uint8:
         return
-    # Pictures as floats, in [0, 1], [-1, 1] or 0 … 255, are a slip that would train without a word.
-    if images.dtype != torch.float32 or images.numel() < 2 or not images.std() < 10:
+    if images.dtype != torch.float32:
         raise ValueError(f"{IMAGES}, not {images.dtype} {tuple(images.shape)}")
-    if images.abs().max() <= 1:
-        low, high = images.min().item(), images.max().item()
-        raise ValueError(f"{IMAGES}: numbers from {low:.2g} to {high:.2g} look like pictures, so give them as uint8")
+    # Pictures as floats, in [0, 1], [-1, 1] or 0 … 255, are a slip that would train without a word.
+    low, high = images.min().item(), images.max().item()
+    if not images.square().mean() < 100 or images.abs().max() <= 1:
+        kind = "look like pictures, so give them as uint8" if math.isfinite(high) else "are no latents"
+        raise ValueError(f"{IMAGES}: numbers from {low:.2g} to {high:.2g} {kind}")
 
 
 def _check_fit(config: TrainConfig, state: TrainState, batches: Batches) -> None:
