@@ -306,6 +306,7 @@ class Pipeline:
         shares, prompts = self.card.get("conditions"), self.card.get("prompts")
         if prompt is not None and prompts is None:
             raise ValueError(f"{self.name} takes no prompt: leave it out")
+        check_kind("condition", condition, str | None)
         if condition not in (None, UNCONDITIONAL) and shares is None:
             raise ValueError(f"{self.name} takes no condition: {'say it as a prompt' if prompts else 'leave it out'}")
         if prompt is not None and condition is not None:

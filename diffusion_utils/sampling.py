@@ -83,7 +83,7 @@ def checked_seeds(seeds: Sequence[int]) -> list[int]:
     try:
         if isinstance(seeds, str | bytes | Set | Mapping) or not hasattr(seeds, "__len__"):
             raise TypeError  # some of these yield whole numbers, too, in an order that nobody asked for
-        numbers = [index(seed) for seed in seeds]
+        numbers = [index(None if isinstance(seed, bool) else seed) for seed in seeds]
     except TypeError:
         raise ValueError(f"seeds must be a list of whole numbers, such as range(4), not {seeds!r}") from None
     if not numbers:

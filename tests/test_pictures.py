@@ -143,6 +143,7 @@ def test_what_is_left_out_is_counted_in_one_line(tmp_path, monkeypatch):
         (tmp_path / "pics" / name).write_text("no picture")
     save(tmp_path / "pics/old/a.png")
     (tmp_path / "pics/.hidden").mkdir()
+    (tmp_path / "pics/__MACOSX").mkdir()  # what a Mac leaves in archives
     with pytest.warns(UserWarning) as said:
         assert load_folder(tmp_path / "pics", 8).names == ["a.png"]
     assert len(said) == 1 and said[0].filename == __file__

@@ -316,6 +316,8 @@ ERRORS = {
     "prompt for plain weights": ("plain", {"prompt": "red"}, "plain.safetensors takes no prompt: leave it out"),
     "prompt for classes": ("conditional", {"prompt": "red"}, "conditional.safetensors takes no prompt: leave it out"),
     "condition for text": ("text", {"condition": "red"}, "text.safetensors takes no condition: say it as a prompt"),
+    "a number": ("conditional", {"condition": 7}, "condition must be a text, not 7"),
+    "one condition each": ("conditional", {"condition": ["red", "blue", "red"]}, "condition must be a text, not"),
     "both": ("text", {"condition": "none", "prompt": "red"}, "give a condition or a prompt, not both"),
     "too few prompts": ("text", {"prompt": ["red", "blue"]}, "2 prompts for 3 pictures: give one for all, or one each"),
     "no prompts": ("text", {"prompt": []}, "0 prompts for 3 pictures"),

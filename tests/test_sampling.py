@@ -662,6 +662,7 @@ def test_every_seed_of_32_bits_draws_something_else():
         ({1: 2}, "a list of whole numbers"),
         ({1, 2}, "a list of whole numbers"),
         (b"ab", "a list of whole numbers"),
+        ([True, False], "a list of whole numbers"),
         ((i for i in range(2)), "a list of whole numbers"),
         (["a"], "whole numbers"),
         (None, "whole numbers"),

@@ -721,3 +721,15 @@ def test_a_gradient_that_is_not_finite_spares_the_good_checkpoint(tmp_path, monk
     with pytest.raises(FloatingPointError, match=f"the length of the gradient is {broken} after 4 steps"):
         list(train(config(checkpoint_every=1), pictures(), tmp_path))
     assert load_checkpoint(tmp_path / "checkpoint.pt")["step"] == 3
+
+
+def test_training_needs_its_configuration_and_gradients():
+    with pytest.raises(ValueError, match="takes a TrainConfig, and gradients"):
+        next(train({"steps": 1}, pictures()))
+    with torch.no_grad(), pytest.raises(ValueError, match=r"call it outside of torch.no_grad"):
+        next(train(config(), pictures()))
+
+
+def test_conditions_that_are_not_finite_are_refused():
+    with pytest.raises(ValueError, match="cond holds numbers that are not finite"):
+        next(train(config(network={**TINY, "cond_dim": 2}), pictures(), cond=torch.full((12, 2), float("nan"))))

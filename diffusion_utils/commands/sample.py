@@ -70,4 +70,5 @@ def sample(
         pictures = larger.enlarge(pictures, seeds, noise_level)
     seconds = time.perf_counter() - started
     save_grid(pictures, out, columns, pipe.aspect)
-    print(f"{count} pictures in {seconds:.1f} s ({how.steps} steps of {how.sampler}): {out}")
+    each = f", one for each of {len(prompt)} prompts," if prompt and len(prompt) > 1 else ""
+    print(f"{count} pictures{each} in {seconds:.1f} s ({how.steps} steps of {how.sampler}): {out}")

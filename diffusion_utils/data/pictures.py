@@ -270,7 +270,11 @@ def _contents(folder: Path) -> tuple[list[Path], list[Path], list[Path]]:
             pass  # they count as other files
     pictures = {file: _is_picture(file) for file in files}
     others = [file for file in files if not pictures[file]]
-    return [file for file in files if pictures[file]], others, [one for one in folders if not one.name.startswith(".")]
+    return (
+        [file for file in files if pictures[file]],
+        others,
+        [one for one in folders if not one.name.startswith((".", "__MACOSX"))],
+    )
 
 
 def _is_picture(file: Path) -> bool:

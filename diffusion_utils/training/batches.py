@@ -144,6 +144,8 @@ def check_cond(net: nn.Module, cond: Tensor | None, count: int) -> None:
             f"the network takes {'no cond' if expected is None else f'cond of shape {(count, *expected)}'}, not "
             f"{None if cond is None else tuple(cond.shape)}"
         )
+    if cond is not None and not cond.isfinite().all():
+        raise ValueError("cond holds numbers that are not finite")
 
 
 def _part(batch: int, share: Share) -> slice:

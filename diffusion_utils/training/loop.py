@@ -99,6 +99,8 @@ def train(
         FileExistsError: `run_dir` already holds a run and `resume` is False, or another run is going on there.
         FloatingPointError: the numbers grow beyond all bounds; the last checkpoint stays.
     """
+    if not isinstance(config, TrainConfig) or not torch.is_grad_enabled():
+        raise ValueError("training takes a TrainConfig, and gradients: call it outside of torch.no_grad()")
     if run_dir == "" or resume and run_dir is None:
         raise ValueError("run_dir is missing: give the folder of the run")
     run_dir = None if run_dir is None else Path(run_dir)
