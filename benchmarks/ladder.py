@@ -11,6 +11,7 @@ Each question has its own --help.
 
 import json
 import sys
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -18,7 +19,6 @@ from typing import Annotated
 import torch
 import tyro
 from common import RESULTS, Results, chosen, command
-from filelock import FileLock, Timeout
 from safetensors.torch import save_file
 from tqdm import tqdm
 
@@ -31,6 +31,7 @@ from diffusion_utils.files import write_atomically, write_json
 from diffusion_utils.networks.presets import CARS, CARS_1M
 from diffusion_utils.prediction import Denoiser
 from diffusion_utils.training import StepRecord, TrainConfig, load_checkpoint, train
+from diffusion_utils.training.checkpoints import only_run
 
 ERRORS = "held_out_error_of_x0_as_share_of_variance"
 
@@ -226,22 +227,20 @@ class Ladder:
                 continue
             if result.exists():
                 continue
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(folder / "lock")
-            try:  # a process that dies lets go of it
-                lock.acquire(blocking=False)
-            except Timeout:  # another process has this row
-                continue
-            if not (folder / "weights.safetensors").exists():
-                train_row(SAME_RUN.get(name, name), seed, folder)
-            frame = ROWS[name]["frame"]
-            if frame not in references:
-                cars = pictures(frame)
-                references[frame] = Reference(cars.part(held_out=False).images, cars.part(held_out=True).images)
-            row = measure_row(name, seed, folder, references[frame])
-            write_json(result, row)
+            with ExitStack() as held:
+                try:
+                    held.enter_context(only_run(folder))
+                except FileExistsError:  # another process has this row
+                    continue
+                if not (folder / "weights.safetensors").exists():
+                    train_row(SAME_RUN.get(name, name), seed, folder)
+                frame = ROWS[name]["frame"]
+                if frame not in references:
+                    cars = pictures(frame)
+                    references[frame] = Reference(*(cars.part(held_out).images for held_out in (False, True)))
+                row = measure_row(name, seed, folder, references[frame])
+                write_json(result, row)
             print(f"{name} seed {seed}: KID {row['generated']['kid']}, floor {row['floor']['kid']}", flush=True)
-            lock.release()
 
 
 # ---------------------------------------------------------------- the search for a recipe

@@ -136,7 +136,7 @@ def test_a_row_that_another_process_holds_is_skipped(small):
     run, folder = small
     rows = folder / "runs" / "none-sample-seed0"
     rows.mkdir(parents=True)
-    with FileLock(rows / "lock"):
+    with FileLock(rows / ".lock"):
         assert run("none-sample", "--seed", "0") == []
     assert run("none-sample", "--seed", "0") == ["none-sample-seed0.json"]
 
