@@ -323,9 +323,10 @@ class Pipeline:
         if len(texts) not in (1, len(seeds)):
             how = "give one for all, or one each, in quotation marks"
             raise ValueError(f"{len(texts)} prompts for {len(seeds)} pictures: {how}")
-        for text in dict.fromkeys(texts):
-            if remark := tokenizer.remark(text):
-                warnings.warn(f"{text!r}: {remark}", stacklevel=4)
+        remarks = [f"{text!r}: {remark}" for text in dict.fromkeys(texts) if (remark := tokenizer.remark(text))]
+        if remarks:
+            more = f" … ({len(remarks)} prompts in all)" if len(remarks) > 3 else ""
+            warnings.warn(" ".join(remarks[:3]) + more, stacklevel=4)
         return tokenizer.encode(texts * (len(seeds) // len(texts)))
 
     def _sampling(self, drawing: Drawing, shape: tuple[int, ...] | None = None) -> dict:
