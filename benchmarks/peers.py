@@ -48,8 +48,8 @@ from diffusion_utils.prediction import Denoiser, target
 from diffusion_utils.sampling import sample
 from diffusion_utils.schedule import Schedule, make_schedule
 from diffusion_utils.training import TrainConfig
+from diffusion_utils.training.arithmetic import bf16_is_native
 from diffusion_utils.training.batches import make_batch
-from diffusion_utils.training.loop import bf16_is_native
 from diffusion_utils.training.optimizers import MovingAverage, Muon, ema_update
 
 SAMPLER, STEPS = "dpm_solver_pp", 20

@@ -65,7 +65,7 @@ class Schedule:
         table = self._extended / (1 - self._extended)
         if t.device.type == "mps":  # Apple's GPUs have no float64
             table = table.float()
-        return table.to(t.device)[self._checked(t)]
+        return to_device(table, t.device)[self._checked(t)]
 
     def alpha_sigma(self, t: Tensor | int, like: Tensor) -> tuple[Tensor, Tensor]:
         """√ᾱ_t and √(1 - ᾱ_t), shaped to multiply the batch `like`.
@@ -86,7 +86,7 @@ class Schedule:
             raise ValueError(f"{len(t)} timesteps for {len(like)} pictures: give one each, or one for all")
         # Roots in float64, then the cast, then the move: some devices (Apple's) have no float64.
         table = torch.stack([self._extended.sqrt(), (1 - self._extended).sqrt()]).to(like.dtype)
-        alpha, sigma = table.to(like.device)[:, self._checked(t).to(like.device)]
+        alpha, sigma = to_device(table, like.device)[:, to_device(self._checked(t), like.device)]
         shape = (-1, *[1] * (like.dim() - 1))
         return alpha.reshape(shape), sigma.reshape(shape)
 
@@ -140,6 +140,11 @@ class Schedule:
                 f"not {int(t.min())}…{int(t.max())} (only -1, the finished picture, is allowed besides)"
             )
         return t
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A small tensor of the host there; on a CUDA device the host need not wait until all work before is done."""
+    return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 def linear(num_train_timesteps: int = 1000) -> Schedule:

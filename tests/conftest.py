@@ -38,6 +38,7 @@ SLOW = {
     "test_notebooks.py",
     "test_resume.py",
     "test_training.py",
+    "test_arithmetic.py",
     "test_devices.py",
     "test_conditions.py",
     "test_commands.py::test_accelerate_launches_two_processes_that_train_the_same_model",

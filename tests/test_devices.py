@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusion_utils import networks, pretrained
 from diffusion_utils.data import to_float, to_uint8
@@ -24,8 +25,9 @@ from diffusion_utils.prediction import PREDICTION_TYPES, Denoiser, min_snr_weigh
 from diffusion_utils.sampling import SAMPLERS, Noise, sample
 from diffusion_utils.schedule import make_schedule
 from diffusion_utils.training import TrainConfig
-from diffusion_utils.training.batches import make_batch, make_cond, make_low_resolution
+from diffusion_utils.training.batches import Batch, make_batch, make_cond, make_low_resolution
 from diffusion_utils.training.consistency import consistency_loss
+from diffusion_utils.training.loop import make_objective
 from diffusion_utils.training.optimizers import ema_update, make_optimizer
 
 # A fake tensor warns that its memory is looked for; there is none.
@@ -142,6 +144,39 @@ def test_batches(gpu, monkeypatch):
     on_gpu(make_low_resolution(x0, net, make_schedule("cosine", 100), 0, config))
     on_gpu(shrink(x0), low_resolution_cond(x0, SCHEDULE, torch.randint(50, (4,), device="cuda"), noise))
     on_gpu(to_float(images), to_uint8(noise))
+
+
+class Waits(TorchDispatchMode):
+    """Finds copies from the host for which it waits; numbers that are read are an error of fake tensors anyway."""
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if operation is torch.ops.aten._to_copy.default and args[0].device.type != "cuda":
+            there = torch.device(kwargs.get("device") or "cpu").type == "cuda"
+            assert not there or kwargs.get("non_blocking"), f"the host waits for a copy of {tuple(args[0].shape)}"
+        return operation(*args, **kwargs)
+
+
+def test_a_step_never_waits_for_the_gpu(gpu, monkeypatch):
+    """All of it but the backward pass, which has no part of ours, and the average, whose count is on the host."""
+    monkeypatch.setattr("diffusion_utils.training.batches.batch_indices", lambda step, batch, *_: torch.arange(batch))
+    images, config = there(8, 3, 16, 16, whole=255).to(torch.uint8), TrainConfig(batch_size=4, min_snr_gamma=5.0)
+    cond, net = there(8, 5), gpu(built(NETWORKS["skips and attention"]))
+    with unset_fake_temporarily():  # it looks at the schedule's numbers
+        denoiser = Denoiser(net, SCHEDULE, "v_prediction")
+    optimizer = make_optimizer("muon", net, 1e-3, 0.01)
+    for parameter in net.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    with Waits():
+        with pytest.raises(AssertionError, match="the host waits"):
+            torch.zeros(3).to("cuda")
+        for sampling in ("uniform", "lognormal"):
+            x0, noise, t = make_batch(images, 0, replace(config, timestep_sampling=sampling))
+        batch = Batch(x0, noise, t % 100, make_cond(cond, 0, config))
+        on_gpu(make_objective(config, denoiser)(batch, 0.0))
+        on_gpu(consistency_loss(denoiser, x0, noise, t % 100, 2))
+        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
 
 
 @pytest.mark.parametrize("name", ("adamw", "muon"))

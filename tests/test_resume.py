@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -18,7 +19,7 @@ from diffusion_utils import networks, pretrained
 from diffusion_utils.commands import main
 from diffusion_utils.data import sets, toy_cars
 from diffusion_utils.data.order import _epoch_order
-from diffusion_utils.training import TrainConfig, load_checkpoint, read_log, stop_on_signal, train
+from diffusion_utils.training import TrainConfig, arithmetic, load_checkpoint, read_log, stop_on_signal, train
 from diffusion_utils.training.checkpoints import only_run
 
 ROOT = Path(__file__).parent.parent
@@ -108,6 +109,28 @@ def test_a_resumed_run_with_muon_equals_an_uninterrupted_one(tmp_path, until):
     assert_equal_runs(tmp_path / "parts", tmp_path / "whole")
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_resumed_run_in_float16_equals_an_uninterrupted_one(tmp_path, monkeypatch, optimizer):
+    """With a scale of the loss that begins too high and is doubled after every third good step."""
+    scaler = partial(torch.amp.GradScaler, init_scale=2.0**22, growth_interval=3)
+    monkeypatch.setattr(torch.amp, "GradScaler", scaler)
+    options = {"optimizer": optimizer, "mixed_precision": "fp16", "checkpoint_every": 1, "steps": 20}
+    run(tmp_path / "whole", **options)
+    for until in (2, 11, None):
+        last = run(tmp_path / "parts", until=until, resume=True, **options)
+    assert_equal_runs(tmp_path / "parts", tmp_path / "whole")
+    state = load_checkpoint(tmp_path / "parts" / "checkpoint.pt")
+    assert 3 <= last.skipped_steps == state["skipped_steps"] < 15 and state["scaler"]["scale"] != 2.0**22
+
+
+@pytest.mark.parametrize("then, now", [("no", "fp16"), ("fp16", "no")])
+def test_a_run_goes_on_where_auto_means_another_precision(tmp_path, monkeypatch, then, now):
+    monkeypatch.setattr(arithmetic, "precision_on", lambda *_: then)
+    run(tmp_path, until=5, mixed_precision="auto")
+    monkeypatch.setattr(arithmetic, "precision_on", lambda *_: now)
+    assert run(tmp_path, resume=True, mixed_precision="auto").step == 12
+
+
 def test_a_checkpoint_knows_when_runs_differ(tmp_path, whole):
     """So that the comparison above says something."""
     run(tmp_path, seed=1)
@@ -184,6 +207,8 @@ def test_a_run_from_before_there_were_these_options_goes_on(tmp_path, whole):
     state = load_checkpoint(whole / "checkpoint.pt")
     for name in ("optimizer", "timestep_sampling", "sigma_data"):
         del state["config"][name]
+    for name in ("scaler", "skipped_steps"):
+        del state[name]
     torch.save(state, tmp_path / "checkpoint.pt")
     assert run(tmp_path, resume=True, steps=14).step == 14
 
@@ -560,8 +585,8 @@ def free_port():
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_two_processes_that_are_resumed_train_the_same_network_as_one(tmp_path, optimizer):
+@pytest.mark.parametrize("optimizer, precision", [("adamw", "no"), ("muon", "no"), ("muon", "fp16")])
+def test_two_processes_that_are_resumed_train_the_same_network_as_one(tmp_path, optimizer, precision):
     """Started as by torchrun: `accelerate launch --cpu` starts one process, whatever is asked."""
     options = {
         "network": TINY,
@@ -570,7 +595,7 @@ def test_two_processes_that_are_resumed_train_the_same_network_as_one(tmp_path, 
         "warmup_steps": 2,
         "log_every": 4,
         "checkpoint_every": 4,
-        "mixed_precision": "no",
+        "mixed_precision": precision,
         "compile": "no",
         "optimizer": optimizer,
     }
@@ -593,11 +618,11 @@ def test_two_processes_that_are_resumed_train_the_same_network_as_one(tmp_path, 
     assert reports[0]["loss"] == reports[1]["loss"]  # the mean over both
 
     *_, record = train(TrainConfig(**options), pictures(), tmp_path / "one")
-    assert reports[0]["loss"] == pytest.approx(record.loss, rel=1e-5)
+    assert reports[0]["loss"] == pytest.approx(record.loss, rel=1e-5 if precision == "no" else 1e-3)
     one, two = (load_checkpoint(tmp_path / name / "checkpoint.pt") for name in ("one", "two"))
     torch.manual_seed(0)
     untrained = networks.build(**TINY).state_dict()
-    close = 1e-4 if optimizer == "muon" else 1e-5  # Muon rounds to bfloat16
+    close = {"fp16": 2e-3}.get(precision, 1e-4 if optimizer == "muon" else 1e-5)  # Muon rounds to bfloat16
     for part in ("net", "ema"):
         assert one[part].keys() == two[part].keys()
         for name, value in one[part].items():

@@ -18,8 +18,9 @@ from diffusion_utils.prediction import PREDICTION_TYPES, Denoiser
 from diffusion_utils.sampling import sample, stream
 from diffusion_utils.schedule import make_schedule
 from diffusion_utils.training import StepRecord, TrainConfig, load_checkpoint, train
+from diffusion_utils.training.arithmetic import bf16_is_native
 from diffusion_utils.training.batches import Batch, Batches, make_batch, make_cond
-from diffusion_utils.training.loop import bf16_is_native, make_objective
+from diffusion_utils.training.loop import make_objective
 from diffusion_utils.training.optimizers import ema_update
 
 TINY = {"name": "resnet", "channels": [8, 8], "stem": 2, "embedding_dim": 8}
@@ -601,7 +602,7 @@ def test_precisions_can_follow_each_other_in_one_process():
         ({"ema_decay": 1.0}, r"ema_decay must lie in \[0, 1\)"),
         ({"decay_fraction": 1.5}, r"decay_fraction must lie in \[0, 1\]"),
         ({"cond_dropout": -0.1}, r"cond_dropout must lie in \[0, 1\]"),
-        ({"mixed_precision": "fp16"}, "mixed_precision must be one of auto, no, bf16, not 'fp16'"),
+        ({"mixed_precision": "fp8"}, "mixed_precision must be one of auto, no, bf16, fp16, not 'fp8'"),
         ({"compile": "maybe"}, "compile must be one of auto, no, yes, not 'maybe'"),
         ({"timestep_sampling": "normal"}, "timestep_sampling must be one of uniform, lognormal, not"),
         ({"optimizer": "sgd"}, "optimizer must be one of adamw, muon, not 'sgd'"),

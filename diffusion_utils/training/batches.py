@@ -11,7 +11,7 @@ from diffusion_utils.data.order import batch_indices
 from diffusion_utils.networks import SuperResolution
 from diffusion_utils.networks.super_resolution import low_resolution_cond, shrink
 from diffusion_utils.sampling import stream
-from diffusion_utils.schedule import Schedule, make_schedule
+from diffusion_utils.schedule import Schedule, make_schedule, to_device
 from diffusion_utils.training.config import TrainConfig
 
 Share = tuple[int, int]  # (i, n): of n processes the i-th
@@ -80,7 +80,7 @@ def make_batch(
     """
     batch, device = config.batch_size, images.device
     generator = torch.Generator(device).manual_seed(stream(config.seed, step))
-    x0 = images[batch_indices(step, batch, len(images), config.seed).to(device)]
+    x0 = images[to_device(batch_indices(step, batch, len(images), config.seed), device)]
     x0 = to_float(x0) if x0.dtype == torch.uint8 else x0
     if config.flip:
         mirrored = torch.rand(batch, 1, 1, 1, device=device, generator=generator) < 0.5
@@ -90,7 +90,7 @@ def make_batch(
     else:
         levels = _log_noise_levels(config.schedule, config.num_train_timesteps, config.zero_terminal_snr)
         drawn = -1.2 + 1.2 * torch.randn(batch, device=device, generator=generator)
-        t = torch.searchsorted(levels.to(device), drawn).clamp(max=config.num_train_timesteps - 1)
+        t = torch.searchsorted(to_device(levels, device), drawn).clamp(max=config.num_train_timesteps - 1)
     noise = torch.randn(batch, *(noise_shape or x0.shape[1:]), device=device, generator=generator)
     part = _part(batch, share)
     return x0[part], noise[part], t[part]
@@ -108,7 +108,7 @@ def make_cond(cond: Tensor, step: int, config: TrainConfig, share: Share = (0, 1
         (B/n, D); withheld rows are zeros.
     """
     batch = config.batch_size
-    rows = cond[batch_indices(step, batch, len(cond), config.seed).to(cond.device)]
+    rows = cond[to_device(batch_indices(step, batch, len(cond), config.seed), cond.device)]
     # A stream of its own: a run with conditions sees the pictures and noise of one without.
     generator = torch.Generator(cond.device).manual_seed(stream(config.seed + 1, step))
     kept = torch.rand(batch, 1, device=cond.device, generator=generator) >= config.cond_dropout

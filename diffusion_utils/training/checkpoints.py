@@ -107,14 +107,17 @@ class TrainState:
 
     Attributes:
         net, ema, optimizer: the network, the moving average of its weights, and what changes them.
-        step, seconds: done so far, earlier sessions of a resumed run included.
+        scaler: of the loss, enabled in float16 only.
+        step, seconds, skipped_steps: done so far, earlier sessions of a resumed run included.
     """
 
     net: nn.Module
     ema: MovingAverage
     optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
     step: int = 0
     seconds: float = 0.0
+    skipped_steps: int = 0
 
     def save(self, path: Path, config: TrainConfig) -> None:
         """Write a checkpoint, whole or not at all."""
@@ -122,7 +125,8 @@ class TrainState:
             "config": asdict(config),
             "step": self.step,
             "seconds": self.seconds,
-            **{name: getattr(self, name).state_dict() for name in ("net", "ema", "optimizer")},
+            "skipped_steps": self.skipped_steps,
+            **{name: getattr(self, name).state_dict() for name in ("net", "ema", "optimizer", "scaler")},
             # Batches need only seed and step; this is for networks with dropout and the like.
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
@@ -154,6 +158,9 @@ class TrainState:
         except (RuntimeError, KeyError, ValueError):  # as each of them says that something does not fit
             raise ValueError(f"{path} holds another network than its settings say: was the code changed?") from None
         self.step, self.seconds = contents["step"], contents["seconds"]
+        self.skipped_steps = contents.get("skipped_steps", 0)  # not in checkpoints of earlier versions
+        if contents.get("scaler") and self.scaler.is_enabled():  # on another device "auto" may mean another precision
+            self.scaler.load_state_dict(contents["scaler"])
         torch.set_rng_state(contents["rng"].cpu())
         if contents["cuda_rng"] and torch.cuda.is_available():
             states = contents["cuda_rng"][: torch.cuda.device_count()]
@@ -161,7 +168,8 @@ class TrainState:
 
 
 def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dict:
-    """A checkpoint's contents: config, step, seconds, net, ema, optimizer, rng, cuda_rng.
+    """A checkpoint's contents: config, step, seconds, net, ema, optimizer, rng, cuda_rng; since there are
+    float16 runs also skipped_steps and scaler.
 
     Raises:
         OSError: no such file, or it cannot be read.

@@ -67,9 +67,11 @@ class TrainConfig:
     # leave it out where left and right differ, as in letters.  Toy cars with captions never are.
     flip: bool = True
     seed: int = 0  # Of the initial weights, the order of the pictures, the noise and the timesteps.
-    # Precision of the network's arithmetic; "auto": bf16 where the device computes in it natively.
-    mixed_precision: Literal["auto", "no", "bf16"] = "auto"
-    compile: Literal["auto", "no", "yes"] = "auto"  # Use torch.compile; "auto": on a GPU.
+    # Precision of the network's arithmetic; "auto": bf16 where the device computes in it natively, else fp16 with a
+    # scaled loss on NVIDIA's GPUs with tensor cores (a T4), else float32 (no).
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    # Use torch.compile; "auto": on a GPU that can, where the budget is long enough to earn it.
+    compile: Literal["auto", "no", "yes"] = "auto"
     log_every: int = 20  # Steps from one record to the next.
     checkpoint_every: int = 500  # Steps from one checkpoint to the next.
 

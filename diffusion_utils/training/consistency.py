@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from diffusion_utils.prediction import Denoiser
+from diffusion_utils.schedule import to_device
 
 BOUNDARY = 0.05  # noise to signal at which the answer is half what it was given, see `consistency_loss`
 STAGES = 8  # of a run: the paper halves the distance every eighth of the budget
@@ -64,7 +65,7 @@ def consistency_loss(
         return x0_hat + kept * (x_t / alpha - x0_hat)
 
     # Timesteps are whole numbers: r is the noisiest one that is not above the level asked for.
-    levels = schedule.snr().pow(-0.5).float().to(x0.device)
+    levels = to_device(schedule.snr().pow(-0.5).float(), x0.device)
     r = torch.searchsorted(levels, cleaner_level(levels[t], stage), right=True) - 1
     r = torch.minimum(r, t - 1)
     is_picture = r < 0

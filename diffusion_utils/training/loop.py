@@ -4,6 +4,12 @@
 it decides what to print, plot or draw.  What happens in step k depends on the seed and k alone
 (pictures, flips, timesteps, noise), so a run that was stopped and resumed equals one that was not,
 and two processes, each taking its slice of the same batch, train the same model as one.
+
+On a GPU the host runs ahead of the device and never waits for it inside the loop, but
+- for a record or a checkpoint, which are made of the device's numbers;
+- in float16, whether the gradients of the step have overflowed: then it is skipped;
+- under several processes, for the clock and the signals of the first, which all follow (`_agree`).
+Signals are looked at on the host.  A clock there runs ahead, too, by the few steps that the device has in store.
 """
 
 import math
@@ -25,6 +31,7 @@ from diffusion_utils.files import keep_freed_memory
 from diffusion_utils.networks import TextToImage
 from diffusion_utils.networks.autoencoder import autoencoder_loss
 from diffusion_utils.prediction import Denoiser, min_snr_weight
+from diffusion_utils.training import arithmetic
 from diffusion_utils.training.batches import Batch, Batches
 from diffusion_utils.training.checkpoints import CHECKPOINT, LOG, Log, TrainState, only_run, stop_on_signal
 from diffusion_utils.training.config import TrainConfig
@@ -42,8 +49,9 @@ class StepRecord:
         step: steps done so far.
         images: pictures seen so far.
         loss: mean over the steps since the last record.
-        learning_rate, grad_norm: of the latest step; grad_norm before clipping.
+        learning_rate, grad_norm: of the latest step; grad_norm before clipping, 0 if it was skipped.
         seconds: training time so far, earlier sessions of a resumed run included.
+        skipped_steps: of all steps those that taught nothing, because in float16 their gradients overflowed.
         images_per_second: since the last record.
         denoiser: the moving-average network, ready to sample from.
         stopped: True on the last record when Ctrl-C or SIGTERM ended the run before its budget.
@@ -58,6 +66,7 @@ class StepRecord:
     images_per_second: float
     denoiser: Denoiser
     stopped: bool = False
+    skipped_steps: int = 0
 
     def to_json(self) -> dict:
         """The numbers, for the log."""
@@ -124,37 +133,63 @@ def train(
             state.restore(run_dir / CHECKPOINT, config, accelerator.device)
         elif run_dir and accelerator.is_main_process and (run_dir / CHECKPOINT).exists():
             raise FileExistsError(f"another run was in {run_dir} just now: choose another folder")
+        objective, optimizer = _prepared(config, state, batches, accelerator)
         log = Log(run_dir / LOG, state.step) if run_dir and accelerator.is_main_process else None
         if begin and accelerator.is_main_process:
             begin()
-        yield from _steps(config, state, batches, accelerator, log)
+        yield from _steps(config, state, objective, optimizer, batches, accelerator, log)
     accelerator.free_memory()
 
 
+def _prepared(
+    config: TrainConfig, state: TrainState, batches: Batches, accelerator: Accelerator
+) -> tuple[Callable[[Batch, float], Tensor], torch.optim.Optimizer]:
+    """The objective and the optimizer of `state`, for this process and device; compiled where that pays."""
+    net, optimizer = accelerator.prepare(state.net, state.optimizer)
+    device = accelerator.device
+    network = arithmetic.Network(net, device, arithmetic.precision_on(device, config.mixed_precision))
+    objective, progress = make_objective(config, _denoiser(config, network)), config.progress(state.step, state.seconds)
+    if progress < 1 and arithmetic.choose_compile(config, arithmetic.capability(device), progress):
+        batch = batches[state.step]
+        network.try_compiled(lambda: objective(batch, progress).backward(), must=config.compile == "yes")
+    return objective, optimizer
+
+
 def _steps(
-    config: TrainConfig, state: TrainState, batches: Batches, accelerator: Accelerator, log: Log | None
+    config: TrainConfig,
+    state: TrainState,
+    objective: Callable[[Batch, float], Tensor],
+    optimizer: torch.optim.Optimizer,
+    batches: Batches,
+    accelerator: Accelerator,
+    log: Log | None,
 ) -> Iterator[StepRecord]:
     """The loop itself, from `state` to the end of the budget; `log`: where the run is kept, if this process does."""
-    net, optimizer = accelerator.prepare(state.net, state.optimizer)
-    objective, ema_denoiser = make_objective(config, _denoiser(config, net)), _denoiser(config, state.ema.module)
-
+    ema_denoiser, scaler = _denoiser(config, state.ema.module), state.scaler
     started = time.perf_counter() - state.seconds
     meter = _Meter(config, state, ema_denoiser, accelerator)
     progress, stop = config.progress(state.step, state.seconds), False
     if progress >= 1:  # a finished run, resumed: hand out what it learnt, for a caller that died then
         loss = log.kept[-1].get("loss", math.nan) if log and log.kept else math.nan
-        yield StepRecord(state.step, state.step * config.batch_size, loss, 0.0, 0.0, state.seconds, 0.0, ema_denoiser)
+        images, skipped = state.step * config.batch_size, state.skipped_steps
+        yield StepRecord(state.step, images, loss, 0.0, 0.0, state.seconds, 0.0, ema_denoiser, skipped_steps=skipped)
     with stop_on_signal() as stop_asked:
         while progress < 1 and not stop:
             learning_rate = config.learning_rate_at(state.step, progress)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
             loss = objective(batches[state.step], progress)
-            accelerator.backward(loss)
-            grad_norm = accelerator.clip_grad_norm_(net.parameters(), config.clip_grad_norm)
-            optimizer.step()
+            accelerator.backward(scaler.scale(loss))  # a scaler that is not enabled changes nothing
+            scaler.unscale_(optimizer)
+            grad_norm = accelerator.clip_grad_norm_(state.net.parameters(), config.clip_grad_norm)
+            scaler.step(optimizer)
+            scaler.update()
             optimizer.zero_grad()
-            state.ema.update_parameters(state.net)
+            if scaler.is_enabled() and not grad_norm.isfinite():
+                state.skipped_steps += 1  # its pictures count as seen; in the average no weights count twice
+                grad_norm = 0.0
+            else:
+                state.ema.update_parameters(state.net)
             meter.losses.append(loss.detach())
             state.step += 1
             state.seconds, stop = _agree(time.perf_counter() - started, stop_asked(), accelerator)
@@ -230,16 +265,11 @@ def check_finite(state: TrainState, loss: float, grad_norm: float) -> None:
                 f"the {name} is {value:.4g} after {state.step} steps: lower learning_rate or set mixed_precision "
                 "to 'no'"
             )
-
-
-def bf16_is_native(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 matrices in hardware, so that bf16 is a gain."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "cpu":
-        capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # not in every torch we accept
-        return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-    return False
+    if state.scaler.is_enabled() and state.scaler.get_scale() < arithmetic.LEAST_SCALE:
+        raise FloatingPointError(
+            f"the gradients overflow in float16, however they are scaled, after {state.step} steps: lower "
+            "learning_rate or set mixed_precision to 'no'"
+        )
 
 
 class _Meter:
@@ -257,9 +287,9 @@ class _Meter:
         """The next record, after which the measuring begins anew."""
         step, seconds, batch_size = self.state.step, self.state.seconds, self.config.batch_size
         images, since = step * batch_size, (step - self.step) * batch_size
-        rate = since / max(1e-9, seconds - self.seconds)
+        rate, skipped = since / max(1e-9, seconds - self.seconds), self.state.skipped_steps
         self.losses, self.step, self.seconds = [], step, seconds
-        return StepRecord(step, images, loss, learning_rate, grad_norm, seconds, rate, self.denoiser, stopped)
+        return StepRecord(step, images, loss, learning_rate, grad_norm, seconds, rate, self.denoiser, stopped, skipped)
 
 
 def _check_images(images: Tensor) -> None:
@@ -304,20 +334,14 @@ def _new_state(config: TrainConfig, device: torch.device, start: nn.Module | Non
     if start is not None:
         begin_with(net, start)
     ema = MovingAverage(net, multi_avg_fn=ema_update(config.ema_decay)).eval()
-    return TrainState(net, ema, make_optimizer(config.optimizer, net, config.learning_rate, config.weight_decay))
+    optimizer = make_optimizer(config.optimizer, net, config.learning_rate, config.weight_decay)
+    half = arithmetic.precision_on(device, config.mixed_precision) == "fp16"
+    return TrainState(net, ema, optimizer, torch.amp.GradScaler(device.type, enabled=half))
 
 
 def _accelerator(config: TrainConfig) -> Accelerator:
-    # accelerate remembers the first precision it is given for the whole process, and a notebook
-    # may well train twice with different ones.
-    AcceleratorState._reset_state()
-    device = Accelerator().device
-    precision = config.mixed_precision
-    if precision == "auto":
-        precision = "bf16" if bf16_is_native(device) else "no"
-    use_compile = config.compile == "yes" or (config.compile == "auto" and device.type == "cuda")
-    AcceleratorState._reset_state()
-    accelerator = Accelerator(mixed_precision=precision, dynamo_backend="inductor" if use_compile else "no")
+    AcceleratorState._reset_state()  # a notebook may well train twice
+    accelerator = Accelerator(mixed_precision="no", dynamo_backend="no")  # both are ours, see `arithmetic`
     check_share(config, accelerator.num_processes)
     return accelerator
 
