@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import os
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +13,13 @@ import torch
 from torch import nn
 
 from diffusion_utils import networks, pipeline, pretrained
+from diffusion_utils.commands.train import Job
 from diffusion_utils.data import sets, stanford_cars, toy_cars
 from diffusion_utils.evaluation import features
 from diffusion_utils.guidance import Guided
 from diffusion_utils.networks import presets
 from diffusion_utils.pipeline import DEFAULT, Drawing, Pipeline
+from diffusion_utils.training import read_log
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 sys.path.append(str(FOLDER))  # as Python does for a command that lies there
@@ -29,7 +33,8 @@ def module(name):
     return loaded
 
 
-peers, ladder, ways, speed = map(module, ("peers", "ladder", "ways", "speed"))
+peers, ladder, ways, speed, gpu = map(module, ("peers", "ladder", "ways", "speed", "gpu"))
+LOAD = sets.load  # itself
 TINY = {"name": "resnet", "channels": [8], "stem": 4, "embedding_dim": 8, "cond_dim": 9}
 KINDS = dict.fromkeys(stanford_cars.BODY_TYPES, 1 / 9)
 
@@ -536,3 +541,72 @@ def test_a_command_line_that_cannot_be_read_is_one_sentence(name, monkeypatch, c
         {"ladder": ladder, "peers": peers, "speed": speed, "ways": ways}[name].main()
     said = capsys.readouterr().err
     assert stop.value.code == 2 and said.startswith("error: ") and said.count("\n") == 1 and "│" not in said
+
+
+# ---------------------------------------------------------------- what a GPU is wanted for
+
+
+def test_packed_cars_come_back_as_they_were(tmp_path, monkeypatch):
+    toys = gpu.toys()
+    monkeypatch.setattr(stanford_cars, "load", lambda size: toys)
+    gpu.main(["--pack", str(tmp_path / "cars.npz")])
+    cars = gpu.unpack(tmp_path / "cars.npz")
+    assert torch.equal(cars.images, toys.images) and torch.equal(cars.labels, toys.labels)
+    assert (cars.names, cars.classes) == (toys.names, toys.classes) and cars.body_types().unique().numel() == 2
+    (tmp_path / "words").write_text("no cars")
+    with pytest.raises(ValueError, match="words holds no packed cars: write it with --pack"):
+        gpu.main(["--pictures", str(tmp_path / "words")])
+    with gpu.cars_from(cars):
+        assert stanford_cars.load(size=16) is cars
+        with pytest.raises(ValueError, match="the packed cars have 16 pixels a side, not 64"):
+            stanford_cars.load(size=64)
+
+
+def test_what_is_done_is_noted_and_the_next_call_goes_on(tmp_path, monkeypatch, capsys):
+    did, stopped = [], [True]
+
+    def item(name, result):
+        return lambda: did.append(name) or result()
+
+    def items(self):
+        cut = item("b", lambda: None if stopped.pop() else {"rate": 2})
+        return {"a": (item("a", lambda: {"rate": 1}), 5.0), "b": (cut, 5.0), "long": (item("long", dict), 1000.0)}
+
+    monkeypatch.setattr(gpu.Gpu, "items", items)
+    for minutes in (1, 1, 60):
+        gpu.main(["--out", str(tmp_path), "--minutes", str(minutes)])
+        stopped.append(False)
+    assert did == ["a", "b", "b", "long"]
+    said = [line for line in capsys.readouterr().out.splitlines() if not line.endswith(":")]
+    assert said[0] == "b was stopped: the same command goes on"
+    assert said[1:] == ["the time is used before long: the same command goes on", f"all is done: see {tmp_path}"]
+    done = json.loads((tmp_path / "done.json").read_text())
+    assert [*done] == ["a", "b", "long"] and done["b"]["rate"] == 2 and done["a"]["machine"]
+
+
+def test_a_training_that_the_budget_cuts_off_goes_on_with_its_options(tmp_path, monkeypatch):
+    monkeypatch.setattr(sets, "load", LOAD)
+
+    def keep(job, record):  # the alarm comes after the first record
+        if record.step == 20:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Job, "keep", keep)
+    work = gpu.Gpu(out=tmp_path, images=240, batch_size=8, tiny=True)
+    item, _ = work.items()["failing"]
+    with gpu.cars_from(gpu.toys()):
+        assert item() is None
+        assert item() == {"run": str(tmp_path / "failing")}
+    card = pretrained.card(tmp_path / "failing" / "weights.safetensors")
+    assert (card["prediction_type"], card["images_seen"], card["config"]["optimizer"]) == ("epsilon", 240, "muon")
+    assert [r["step"] for r in read_log(tmp_path / "failing" / "log.jsonl")] == [20, 21, 30]
+
+
+def test_the_items_are_of_the_sizes_that_they_say():
+    items = gpu.Gpu(out=Path("runs")).items()
+    assert [*items][:2] == ["throughput", "headline"] and {f"peer {name}" for name in peers.PEERS} < {*items}
+    for name, channels in gpu.CHANNELS.items():
+        count = networks.count_parameters(networks.build(**{**presets.CARS_1M, "channels": channels}))
+        assert count == pytest.approx(1e6 * float(name), rel=0.05)
+    sizes = [networks.count_parameters(networks.build(**net)) for net in (gpu.CARS, gpu.SEGNET)]
+    assert sizes == pytest.approx([1e6, 1e6], rel=0.1)
