@@ -13,11 +13,10 @@ from zipfile import ZipFile
 import torch
 from filelock import FileLock, Timeout
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
 from diffusion_utils.files import write_atomically, write_text
 from diffusion_utils.training.config import FREE_ON_RESUME, TrainConfig
-from diffusion_utils.training.optimizers import Muon
+from diffusion_utils.training.optimizers import MovingAverage
 
 CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
 RECORD = b'{"step": '  # how every line of a log begins
@@ -112,8 +111,8 @@ class TrainState:
     """
 
     net: nn.Module
-    ema: AveragedModel
-    optimizer: torch.optim.Optimizer | Muon
+    ema: MovingAverage
+    optimizer: torch.optim.Optimizer
     step: int = 0
     seconds: float = 0.0
 

@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from diffusion_utils import networks
 from diffusion_utils.files import keep_freed_memory
@@ -31,7 +29,7 @@ from diffusion_utils.training.batches import Batch, Batches
 from diffusion_utils.training.checkpoints import CHECKPOINT, LOG, Log, TrainState, only_run, stop_on_signal
 from diffusion_utils.training.config import TrainConfig
 from diffusion_utils.training.consistency import STAGES, consistency_loss
-from diffusion_utils.training.optimizers import ema_update, make_optimizer
+from diffusion_utils.training.optimizers import MovingAverage, ema_update, make_optimizer
 
 IMAGES = "images must be a uint8 tensor (N, 3, H, W), 0 … 255, or latents of variance 1, float32 (N, C, H, W)"
 
@@ -305,7 +303,7 @@ def _new_state(config: TrainConfig, device: torch.device, start: nn.Module | Non
     net = networks.build(**config.network).to(device)
     if start is not None:
         begin_with(net, start)
-    ema = AveragedModel(deepcopy(net), multi_avg_fn=ema_update(config.ema_decay)).eval()
+    ema = MovingAverage(net, multi_avg_fn=ema_update(config.ema_decay)).eval()
     return TrainState(net, ema, make_optimizer(config.optimizer, net, config.learning_rate, config.weight_decay))
 
 
