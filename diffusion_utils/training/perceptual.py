@@ -86,8 +86,8 @@ class DecoderLoss:
     """What a decoder is trained on: pixels and edges, `Perceptual`, and from `CRITIC_FROM` on a `PatchCritic`,
     which takes its own step, by hinge loss, whenever the loss is computed.
 
-    The critic's share is `adversarial_weight` times as long as the rest, in gradients at the pictures: weighed anew in
-    each step, as in VQGAN (Esser et al. 2021, 2012.09841, equation 7), which compares them at the last layer.
+    The critic's share is `adversarial_weight` times as long as the rest, in gradients at the decoder's last layer:
+    weighed anew in each step (VQGAN: Esser et al. 2021, 2012.09841, equation 7).
 
     Args:
         perceptual_weight, adversarial_weight: 0 leaves that part out.
@@ -119,7 +119,11 @@ class DecoderLoss:
         if self.adversarial_weight and progress >= CRITIC_FROM:
             self.step(images, seen.detach())
             (push,) = torch.autograd.grad(-self.critic(seen).mean(), seen)
-            gradient = gradient + self.adversarial_weight * gradient.norm() / (push.norm() + 1e-8) * push
+            last = net.decoder[-2].weight
+            pulls, pushes = (
+                torch.autograd.grad(answer, last, part, retain_graph=True)[0].norm() for part in (gradient, push)
+            )
+            gradient = gradient + self.adversarial_weight * pulls / (pushes + 1e-8) * push
         # The value of the loss, with that gradient: each part was followed back to the pictures just once.
         return loss.detach() + ((answer - answer.detach()) * gradient).sum()
 
