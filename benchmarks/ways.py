@@ -287,7 +287,7 @@ class Latent:
     # Of networks that take captions: names or paths; a folder means the weights.safetensors in it.
     weights: tyro.conf.Positional[tuple[str, ...]]
     # Weights of autoencoders, which are measured alone.
-    autoencoders: tuple[str, ...] = ("stanford-cars-autoencoder-4", "stanford-cars-autoencoder-8")
+    autoencoders: tuple[str, ...] = tuple(name for name in pretrained.names() if "autoencoder" in name)
     only: tuple[str, ...] = ()  # Names of some ways of drawing; default: all.
     count: int = 748  # How many held-out captions.
     results: Path = RESULTS  # The folder of the results.
