@@ -285,8 +285,8 @@ class Prompts:
 class Latent:
     """Is it worth drawing latents instead of pixels?  What an autoencoder loses, and what the rest costs.
 
-    First the autoencoders alone: what they keep of held-out photographs (PSNR, SSIM), and the KID of
-    training photographs that went through them, which no network that draws their latents can be
+    First the autoencoders alone: what they keep of the test photographs (PSNR, SSIM), and the KID of as
+    many training photographs that went through them, which no network that draws their latents can be
     expected to beat.  Then every network: a picture for the caption of each held-out photograph, in
     several ways (as `prompts` does), and what its training took, the autoencoder's included.  How long 16 cars
     take is measured by `speed.py latent`.  Writes benchmarks/results/latent.json.
@@ -295,7 +295,7 @@ class Latent:
     # Of networks that take captions: names or paths; a folder means the weights.safetensors in it.
     weights: tyro.conf.Positional[tuple[str, ...]]
     # Weights of autoencoders, which are measured alone.
-    autoencoders: tuple[str, ...] = ("stanford-cars-autoencoder-4", "stanford-cars-autoencoder-8")
+    autoencoders: tuple[str, ...] = tuple(name for name in pretrained.names() if "autoencoder" in name)
     only: tuple[str, ...] = ()  # Names of some ways of drawing; default: all.
     count: int = 748  # How many held-out captions.
     results: Path = RESULTS  # The folder of the results.
@@ -313,15 +313,15 @@ class Latent:
 
     def measure_autoencoder(self, results: Results, name: str, size: int) -> None:
         """What of photographs does not come back."""
-        settings = {"images_seen": pretrained.card(name)["images_seen"], "count": self.count}
+        settings = {"images_seen": pretrained.card(name)["images_seen"], "part": "test"}
         rows = results.document["autoencoders"]
         if any(rows.get(name, {}).get(key) != value for key, value in settings.items()):
-            encoder, cars = pretrained.load_autoencoder(name), stanford_cars.load(size=size)
-            train, held_out = (cars.part(held_out=part).images for part in (False, True))
-            reference, held_out = Reference(train, held_out), held_out[: self.count]
+            encoder, cars = pretrained.load_autoencoder(name), sets.load("stanford_cars", size)
+            train, held_out = cars.images, cars.part("test")
             sources = train[torch.linspace(0, len(train) - 1, len(held_out)).round().long()]
             again = to_uint8(encoder.from_latents(encoder.to_latents(to_float(sources))))
-            scores = {**reconstruction_quality(encoder, held_out), **reference.evaluate(again)}
+            scores = reconstruction_quality(encoder, held_out)
+            scores |= Reference(train, held_out).evaluate(again, copies=False)
             rows[name] = {"latent": list(encoder.latent_shape(size, size)), **settings, **scores}
             rows[name] |= pretrained.machine()
             results.write()
