@@ -18,13 +18,14 @@ less variety.  Where the two come from makes the kind:
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion_utils.checks import suggestions
-from diffusion_utils.networks import without
+from diffusion_utils.networks import Both, without
 from diffusion_utils.prediction import Denoiser
 from diffusion_utils.sampling import checked_seeds, stream
 from diffusion_utils.schedule import Schedule
@@ -39,7 +40,8 @@ class Guided:
         Guided(denoiser, guide=weaker, guidance_scale=2)        autoguidance, unconditional
         Guided(denoiser, cond, weaker, guidance_scale=2)        autoguidance, both conditional
 
-    For skip-layer guidance `weaker` is `skip_layers(denoiser, ["encoder.7"])`.
+    For skip-layer guidance `weaker` is `skip_layers(denoiser, ["encoder.7"])`; where both get the same
+    condition, what comes before the first of these layers is computed once.
 
     Attributes:
         denoiser: gives the better guess.
@@ -56,11 +58,13 @@ class Guided:
         guide_conditional: whether the guide gets cond, too.  If not, it is worse in two ways, and
             guidance goes away from both: from the mistakes of a weaker network, and from pictures that
             show something else.
+        guidance_rescale: guidance exaggerates contrast; bring this share of the way, 0 to 1, each picture's deviation
+            back to that of its better guess (Lin et al. 2023, 2305.08891, eq. 15 and 16).
 
     Raises:
         ValueError: a scale other than 1 with neither a cond nor a guide: there is no worse guess; or a
             guide with another noise schedule, which would be asked about another noise level, or that takes
-            other conditions; an interval or a time shift beyond the timesteps.
+            other conditions; an interval or a time shift beyond the timesteps, a share outside [0, 1].
     """
 
     denoiser: Denoiser
@@ -70,6 +74,7 @@ class Guided:
     interval: tuple[int, int] | None = None
     time_shift: int = 0
     guide_conditional: bool = True
+    guidance_rescale: float = 0.0
 
     def __post_init__(self):
         T = self.schedule.num_train_timesteps
@@ -80,6 +85,8 @@ class Guided:
             )
         if not abs(self.guidance_scale) < math.inf:
             raise ValueError(f"guidance_scale must be a finite number, not {self.guidance_scale}")
+        if not 0 <= self.guidance_rescale <= 1:
+            raise ValueError(f"guidance_rescale must lie in [0, 1], not {self.guidance_rescale}")
         if self.interval and not 0 <= self.interval[0] <= self.interval[1] < T:
             raise ValueError(f"interval must hold timesteps of 0 … {T - 1}, the lowest first, not {self.interval}")
         if not abs(self.time_shift) < T:
@@ -116,10 +123,26 @@ class Guided:
         if self.guide is None:  # one network, two questions: asked at once, as one batch of 2N
             cond = torch.cat([self.cond, torch.zeros_like(self.cond)])
             better, worse = self.denoiser(x_t.repeat(2, 1, 1, 1), t.repeat(2), cond).chunk(2)
+        elif self._both:
+            better, worse = self._both(x_t, t, self.cond)
         else:
             better = self.denoiser(x_t, t, self.cond)
             worse = self.guide(x_t, t, self.cond if self.guide_conditional else None)
-        return worse + self.guidance_scale * (better - worse)
+        x0 = worse + self.guidance_scale * (better - worse)
+        if not self.guidance_rescale:
+            return x0
+        before, after = (guess.std((1, 2, 3), keepdim=True) for guess in (better, x0))
+        return x0 * (1 + self.guidance_rescale * (before / after.clamp(min=1e-6) - 1))
+
+    @cached_property
+    def _both(self) -> Denoiser | None:
+        """Both guesses at once, (2, N, C, H, W), where the guide is the denoiser `without` some layers and gets the
+        same condition: what comes before those layers is computed once."""
+        mine, theirs = self.denoiser.net, self.guide.net
+        weights = [[*map(id, net.parameters())] for net in (mine, theirs)]
+        asked = [(type(d.net), d.prediction_type, d.sigma_data) for d in (self.denoiser, self.guide)]
+        same = weights[0] == weights[1] and asked[0] == asked[1] and (self.cond is None or self.guide_conditional)
+        return replace(self.denoiser, net=Both(mine, theirs)) if same and hasattr(type(mine), "both") else None
 
     def _within(self, t: Tensor) -> bool:
         """Whether to guide at t; reading t makes a GPU wait, so only where there is an interval."""

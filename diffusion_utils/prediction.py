@@ -234,9 +234,9 @@ class Denoiser:
         """What the network answers, by its prediction type."""
         x = network_input(self.prediction_type, x_t, alpha, sigma, self.sigma_data)
         answer = self.net(x, t) if cond is None else self.net(x, t, cond)
-        if answer.shape[1:] != x_t.shape[1:]:
+        if answer.shape[-3:] != x_t.shape[-3:]:
             raise ValueError(
-                f"the network answers {tuple(answer.shape[1:])} to pictures of {tuple(x_t.shape[1:])}: "
+                f"the network answers {tuple(answer.shape[-3:])} to pictures of {tuple(x_t.shape[1:])}: "
                 "it must answer as many numbers as it reads"
             )
         return answer

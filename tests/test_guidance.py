@@ -70,6 +70,23 @@ def test_the_scale_goes_from_the_worse_to_the_better_guess_and_on(scale, expecte
     assert values(Guided(says(0.5), guide=says(0.2), guidance_scale=scale)(X, T)) == expected
 
 
+@pytest.mark.parametrize("share", [0.25, 1.0])
+def test_rescaling_brings_the_deviation_back_to_that_of_the_better_guess(share):
+    better, worse = (torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(i)) for i in (0, 1))
+    answers = iter([better, worse] * 2)
+    net = nn.Module()
+    net.forward = lambda *args: next(answers)
+    denoiser = Denoiser(net, make_schedule("linear", 100), "sample")
+    guided = Guided(denoiser, guide=denoiser, guidance_scale=3)
+    plain = guided(better, torch.zeros(3, dtype=torch.int64))
+    rescaled = replace(guided, guidance_rescale=share)(better, torch.zeros(3, dtype=torch.int64))
+    for i in range(3):
+        full = plain[i] * better[i].std() / plain[i].std()
+        torch.testing.assert_close(rescaled[i], share * full + (1 - share) * plain[i])
+    with pytest.raises(ValueError, match=r"guidance_rescale must lie in \[0, 1\], not 1.5"):
+        replace(guided, guidance_rescale=1.5)
+
+
 def test_a_scale_of_1_asks_one_network_once():
     for guided in (Guided(says(0.5), COND), Guided(says(0.5), COND, says(0.2)), Guided(says(0.5))):
         guided(X, T)
@@ -115,14 +132,16 @@ def test_the_network_is_asked_about_a_later_timestep(t, shift, heard):
     assert values(guided(X, torch.tensor([t, t]))) == [2 * heard, 2 * heard]
 
 
-def learnt(name):
-    """A network of each kind in which every layer adds something."""
-    torch.manual_seed(0)
-    options = {
-        "resnet": {"channels": [8, 8, 16], "attention": [4], "stem": 1},
-        "unet": {"channels": [8, 16], "attention": [2]},
-    }
-    net = networks.build(name, **options[name]).eval()
+KINDS = {
+    "resnet": {"channels": [8, 8, 16], "attention": [4], "stem": 1},
+    "unet": {"channels": [8, 16], "attention": [2]},
+}
+
+
+def learnt(name, seed=0, **options):
+    """A network in which every layer adds something."""
+    torch.manual_seed(seed)
+    net = networks.build(name, **(options or KINDS[name])).eval()
     with torch.no_grad():
         for parameter in net.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
@@ -149,6 +168,49 @@ def test_a_skipped_layer_adds_nothing(name):
         assert torch.equal(weaker(X8, T), replace(whole, net=silent)(X8, T))
         assert not torch.equal(weaker(X8, T), before)
     assert torch.equal(whole(X8, T), before)  # itself it skips nothing
+
+
+SKIPPING = {
+    "add": ({"skip": "add"}, ""),
+    "concat": ({"skip": "concat"}, ""),
+    "indices": ({"skip": "indices", "decoder_depth": 1}, ""),
+    "words": ({"skip": "add"}, "net."),
+}
+
+
+@pytest.mark.parametrize("guide_conditional", [True, False])
+@pytest.mark.parametrize("kind", SKIPPING)
+@torch.no_grad()
+def test_what_comes_before_the_first_skipped_layer_is_computed_once(kind, guide_conditional):
+    options, prefix = SKIPPING[kind]
+    options = {"name": "resnet", "channels": [8, 8, 16], "attention": [4], **options}
+    if prefix:
+        whole, cond = learnt("text_to_image", words=["a", "b"], length=2, net=options), torch.tensor([[1, 2], [2, 0]])
+    else:
+        whole, cond = learnt(cond_dim=2, **options), torch.rand(2, 2)
+    calls = dict.fromkeys(("encoder.0", "encoder.2", "encoder.5", "decoder.0", "text"), 0)
+    for name in calls:
+
+        def count(*_, name=name):
+            calls[name] += 1
+
+        if prefix or name != "text":
+            whole.net.get_submodule(name if name == "text" else prefix + name).register_forward_hook(count)
+    guide = skip_layers(whole, [f"{prefix}encoder.5", f"{prefix}encoder.2"])
+    guided = Guided(whole, cond, guide, 3, guide_conditional=guide_conditional)
+    found = guided(X8, T)
+    shared = 1 if guide_conditional else 2
+    assert calls == {"encoder.0": shared, "encoder.2": 2, "encoder.5": 2, "decoder.0": 2, "text": shared * bool(prefix)}
+    better, worse = whole(X8, T, cond), guide(X8, T, cond if guide_conditional else None)
+    assert torch.equal(found, worse + 3 * (better - worse)) and not torch.equal(better, worse)
+
+
+@torch.no_grad()
+def test_only_a_networks_own_layers_are_shared():
+    whole, other = learnt("resnet", channels=[8, 16]), learnt("resnet", channels=[8, 16], seed=1)
+    for better, guide in ((whole, skip_layers(other, ["encoder.2"])), (skip_layers(whole, ["encoder.0"]), whole)):
+        expected = guide(X8, T) + 2 * (better(X8, T) - guide(X8, T))
+        assert torch.equal(Guided(better, guide=guide, guidance_scale=2)(X8, T), expected)
 
 
 def test_layers_that_cannot_be_skipped_are_an_error():

@@ -176,8 +176,8 @@ class CrossAttention(nn.Module):
 
 
 def without(net: nn.Module, layers: Sequence[str]) -> nn.Module:
-    """A copy of a network that leaves some of its residual blocks and attention layers out: what
-    they would add is not added.
+    """A network that leaves some of another one's residual blocks and attention layers out: what
+    they would add is not added.  The weights are the other one's own, not copies.
 
     Args:
         layers: their names among the network's modules, such as "encoder.7".
@@ -187,13 +187,35 @@ def without(net: nn.Module, layers: Sequence[str]) -> nn.Module:
     """
     if isinstance(layers, str):
         raise ValueError(f"layers is a list of names, [{layers!r}], not one name")
-    net = copy.deepcopy(net)
+    net = copy.deepcopy(net, {id(weight): weight for weight in [*net.parameters(), *net.buffers()]})
     optional = {name: layer for name, layer in net.named_modules() if isinstance(layer, ResBlock | SelfAttention)}
     for name in layers:
         if name not in optional:
             raise ValueError(f"the network cannot do without {name!r}: choose one of {suggestions(name, optional)}")
         optional[name].skipped = True
     return net
+
+
+def both(net: nn.Module, other: nn.Module, *inputs, **options) -> Tensor:
+    """The answers of a network and of the same `without` some layers, or the other way round: (2, N, C, H, W).
+
+    Networks with a method `both` compute only once what comes before those layers.
+    """
+    if hasattr(net, "both"):
+        return net.both(other, *inputs, **options)
+    return torch.stack([net(*inputs, **options), other(*inputs, **options)])
+
+
+class Both(nn.Module):
+    """`both` as a network: as its two, but it answers (2, N, C, H, W)."""
+
+    def __init__(self, net: nn.Module, other: nn.Module):
+        super().__init__()
+        self.net, self.other = net, other
+        self.cond_shape, self.tokenizer = getattr(net, "cond_shape", None), getattr(net, "tokenizer", None)
+
+    def forward(self, *inputs) -> Tensor:
+        return both(self.net, self.other, *inputs)
 
 
 def check_size(x_t: Tensor, stride: int, channels: int | None = None) -> None:

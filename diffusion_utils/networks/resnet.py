@@ -145,24 +145,52 @@ class ResNetEncoderDecoder(nn.Module):
     def forward(
         self, x_t: Tensor, t: Tensor, cond: Tensor | None = None, context: tuple[Tensor, Tensor] | None = None
     ) -> Tensor:
+        h, embedding = self._begin(x_t, t, cond)
+        return self.head(_through([*self.encoder, *self.decoder], h, [], embedding, context))
+
+    def both(
+        self,
+        other: "ResNetEncoderDecoder",
+        x_t: Tensor,
+        t: Tensor,
+        cond: Tensor | None = None,
+        context: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """See `blocks.both`."""
+        h, embedding = self._begin(x_t, t, cond)
+        mine, others, kept = [*self.encoder, *self.decoder], [*other.encoder, *other.decoder], []
+        skips = [[getattr(layer, "skipped", False) for layer in layers] for layers in (mine, others)]
+        shared = next((i for i, (one, two) in enumerate(zip(*skips)) if one != two), len(mine))
+        h = _through(mine[:shared], h, kept, embedding, context)
+        ways = mine[shared:], others[shared:]
+        return torch.stack([self.head(_through(way, h, [*kept], embedding, context)) for way in ways])
+
+    def _begin(self, x_t: Tensor, t: Tensor, cond: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What the encoder gets: features, and the vector of timestep and condition."""
         check_size(x_t, self.stride, self.picture_channels)
         embedding = self.embed(t if self.timestep else torch.zeros_like(t), cond)
-        h, kept = self.stem(x_t), []
-        for layer in [*self.encoder, *self.decoder]:
-            if isinstance(layer, ResBlock):
-                h = layer(h, embedding)
-            elif isinstance(layer, SelfAttention):
-                h = layer(h, context)
-            elif isinstance(layer, PoolDown):
-                h, indices = layer(h)
-                kept.append(indices)
-            elif isinstance(layer, SkipUp):
-                h = layer(h, kept.pop())
-            else:
-                if isinstance(layer, Downsample):
-                    kept.append(h)
-                h = layer(h)
-        return self.head(h)
+        return self.stem(x_t), embedding
+
+
+def _through(
+    layers: Sequence[nn.Module], h: Tensor, kept: list[Tensor], embedding: Tensor, context: tuple[Tensor, Tensor] | None
+) -> Tensor:
+    """Features on their way through some layers; what the decoder will be given goes into `kept`, and leaves it."""
+    for layer in layers:
+        if isinstance(layer, ResBlock):
+            h = layer(h, embedding)
+        elif isinstance(layer, SelfAttention):
+            h = layer(h, context)
+        elif isinstance(layer, PoolDown):
+            h, indices = layer(h)
+            kept.append(indices)
+        elif isinstance(layer, SkipUp):
+            h = layer(h, kept.pop())
+        else:
+            if isinstance(layer, Downsample):
+                kept.append(h)
+            h = layer(h)
+    return h
 
 
 def _check_options(

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffusion_utils.networks.blocks import both
 from diffusion_utils.networks.registry import build, register
 
 NOTHING = 0  # the number that stands for "no word"
@@ -197,8 +198,16 @@ class TextToImage(nn.Module):
         return self.net.stride
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        return self.net(x_t, t, **self._heard(x_t, cond))
+
+    def both(self, other: "TextToImage", x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        """See `blocks.both`."""
+        return both(self.net, other.net, x_t, t, **self._heard(x_t, cond))
+
+    def _heard(self, x_t: Tensor, cond: Tensor | None) -> dict:
+        """The text as the picture network takes it."""
         if cond is None:
             cond = torch.full((len(x_t), *self.cond_shape), NOTHING, device=x_t.device)
         tokens, mask, pooled = self.text(cond)
         context = {"context": (tokens, mask)} if self.cross_attention else {}
-        return self.net(x_t, t, pooled if self.pooled else None, **context)
+        return {"cond": pooled if self.pooled else None, **context}

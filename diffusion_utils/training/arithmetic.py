@@ -64,7 +64,8 @@ def choose_compile(config: TrainConfig, capability: tuple[int, int] | None, prog
     steps, images = (config.steps or 0) * config.batch_size, config.images
     limits = [(steps or None, COMPILE_IMAGES), (images, COMPILE_IMAGES), (config.minutes, COMPILE_MINUTES)]
     long = all(limit is None or limit * (1 - progress) >= least for limit, least in limits)
-    return long and capability is not None and capability >= TENSOR_CORES
+    kept = config.objective == "decoder"  # it follows the gradient of a step several times, which compiled code drops
+    return long and not kept and capability is not None and capability >= TENSOR_CORES
 
 
 class Network(nn.Module):
@@ -85,6 +86,12 @@ class Network(nn.Module):
         # One autocast for each call: it keeps the weights it has cast, those of a pass without gradients as well.
         with torch.autocast(self.device_type, DTYPES.get(self.precision), enabled=self.precision in DTYPES):
             return convert_to_fp32(self.call(*inputs))
+
+    def __getattr__(self, name: str):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:  # a part of the network itself, which a loss may ask for
+            return getattr(super().__getattr__("net"), name)
 
     def try_compiled(self, backward: Callable[[], None], must: bool) -> None:
         """Compile, once for all networks of one form in this process: `torch.compile` knows them by their form.

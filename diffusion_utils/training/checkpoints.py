@@ -17,6 +17,7 @@ from torch import nn
 from diffusion_utils.files import write_atomically, write_text
 from diffusion_utils.training.config import FREE_ON_RESUME, TrainConfig
 from diffusion_utils.training.optimizers import MovingAverage
+from diffusion_utils.training.perceptual import DecoderLoss
 
 CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
 RECORD = b'{"step": '  # how every line of a log begins
@@ -109,6 +110,7 @@ class TrainState:
         net, ema, optimizer: the network, the moving average of its weights, and what changes them.
         scaler: of the loss, enabled in float16 only.
         step, seconds, skipped_steps: done so far, earlier sessions of a resumed run included.
+        decoder_loss: of objective "decoder": its critic learns, too.
     """
 
     net: nn.Module
@@ -118,6 +120,12 @@ class TrainState:
     step: int = 0
     seconds: float = 0.0
     skipped_steps: int = 0
+    decoder_loss: DecoderLoss | None = None
+
+    @property
+    def learning(self) -> tuple[str, ...]:
+        """The names of the parts that have a state."""
+        return ("net", "ema", "optimizer", *(["decoder_loss"] if self.decoder_loss else []))
 
     def save(self, path: Path, config: TrainConfig) -> None:
         """Write a checkpoint, whole or not at all."""
@@ -126,7 +134,7 @@ class TrainState:
             "step": self.step,
             "seconds": self.seconds,
             "skipped_steps": self.skipped_steps,
-            **{name: getattr(self, name).state_dict() for name in ("net", "ema", "optimizer", "scaler")},
+            **{name: getattr(self, name).state_dict() for name in (*self.learning, "scaler")},
             # Batches need only seed and step; this is for networks with dropout and the like.
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
@@ -153,7 +161,7 @@ class TrainState:
                 "with its own, or choose another folder"
             )
         try:
-            for name in ("net", "ema", "optimizer"):
+            for name in self.learning:
                 getattr(self, name).load_state_dict(contents[name])
         except (RuntimeError, KeyError, ValueError):  # as each of them says that something does not fit
             raise ValueError(f"{path} holds another network than its settings say: was the code changed?") from None
