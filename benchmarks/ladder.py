@@ -175,7 +175,7 @@ def measure_row(name: str, seed: int, folder: Path, reference: Reference) -> dic
     pipe = pipeline.load(weights)
     drawn = pipe(range(COUNT), sampler=SAMPLER, steps=STEPS)
     row = dict(row=name, seed=seed, about=ROWS[name]["about"], frame=ROWS[name]["frame"]) | pipe.card
-    row |= dict(data=f"Stanford Cars train, {reference.num_train} at {SIZE}×{SIZE}", licence=NON_COMMERCIAL)
+    row |= dict(data=f"Stanford Cars train, {len(reference.train)} at {SIZE}×{SIZE}", licence=NON_COMMERCIAL)
     row[ERRORS] = errors(pipe.denoiser, reference.held_out, TIMESTEPS)
     row |= dict(sampler=SAMPLER, sampler_steps=STEPS, sample_seeds=f"0 … {COUNT - 1}")
     return row | reference.evaluate(drawn)

@@ -24,7 +24,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
-from copy import deepcopy
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -37,7 +36,6 @@ import tyro
 from common import RESULTS, Results, chosen, command
 from torch import Tensor, nn
 from torch.optim import Adam, AdamW
-from torch.optim.swa_utils import AveragedModel
 
 from diffusion_utils import networks, pipeline, pretrained
 from diffusion_utils.commands.sample import DEVICE
@@ -52,7 +50,7 @@ from diffusion_utils.schedule import Schedule, make_schedule
 from diffusion_utils.training import TrainConfig
 from diffusion_utils.training.batches import make_batch
 from diffusion_utils.training.loop import bf16_is_native
-from diffusion_utils.training.optimizers import Muon, ema_update
+from diffusion_utils.training.optimizers import MovingAverage, Muon, ema_update
 
 SAMPLER, STEPS = "dpm_solver_pp", 20
 
@@ -87,7 +85,7 @@ class Peer:
     about: str
     build: Callable[[int], nn.Module]
     schedule: Callable[[], Schedule]
-    optimizer: Callable[[nn.Module], torch.optim.Optimizer | Muon]
+    optimizer: Callable[[nn.Module], torch.optim.Optimizer]
     prediction_type: str = "epsilon"
     loss: Callable[[Tensor, Tensor, Tensor], Tensor] = l2
     batch_size: int = 64
@@ -249,7 +247,7 @@ def fit(peer: Peer, size: int, images: Tensor, device: torch.device, **budget: f
     what it took."""
     torch.manual_seed(0)
     net = peer.build(size).to(device)
-    ema = AveragedModel(deepcopy(net), multi_avg_fn=ema_update(0.999)).eval()
+    ema = MovingAverage(net, multi_avg_fn=ema_update(0.999)).eval()
     schedule = peer.schedule()
     optimizer = peer.optimizer(net)
     config = TrainConfig(

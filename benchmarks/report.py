@@ -205,6 +205,22 @@ def ways():
 
 
 @table
+def rulers():
+    """Ways of drawing by every ruler, on the validation part."""
+    names = {"kid": "KID × 1000, last layer:", "kid_lite2": "larger network's:", "kid_early": "early layer:"}
+    others = ("precision", "recall", "contrast", "colour_spread")
+    yield "way of drawing", *names.values(), *(f"{name.replace('_', ' ')}:" for name in others)
+
+    def cells(scores: dict) -> list[str]:
+        return [f"{1000 * scores[name]:.1f}" for name in names] + [f"{scores[name]:.3f}" for name in others]
+
+    rows = [row for row in read(f"guidance-{HEADLINE}") if row.get("part") == "validation"]
+    for row in rows:
+        yield row["way"], *cells(row["generated"])
+    yield "real photographs", *cells(rows[0]["floor"])
+
+
+@table
 def training():
     head = "KID × 1000, shift alone:", "guided:", "precision:", "recall:", "copies, by pixels and by features:"
     yield "pictures seen:", "trained for:", *head

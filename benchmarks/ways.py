@@ -51,6 +51,9 @@ GUIDANCE = {
     "without encoder.7, w = 4": skipping(4, "encoder.7"),
     "without encoder.7, w = 3, no time shift": skipping(3, "encoder.7", time_shift=0),
     "without encoder.7, w = 3, t ≥ 400 only": skipping(3, "encoder.7", **LATE),
+    "without encoder.7, w = 3, t in 200 … 800": skipping(3, "encoder.7", interval=[200, 800]),
+    "without encoder.7, w = 2, rescaled": skipping(2, "encoder.7", guidance_rescale=1),
+    "without encoder.7, w = 3, rescaled": skipping(3, "encoder.7", guidance_rescale=1),
     "without encoder.4, w = 2": skipping(2, "encoder.4"),
     "without decoder.1, w = 2": skipping(2, "decoder.1"),
     "without attention at 8×8, w = 2": skipping(2, "encoder.5", "decoder.2"),
@@ -95,11 +98,11 @@ def settled(pipe: Pipeline, condition: str | None = None, **way) -> dict:
     return {**drawing, "guide": guide}
 
 
-def against_held_out(data: str, size: int) -> Callable[[Tensor], dict]:
-    """A function that compares drawn pictures with those kept out of training."""
+def against_held_out(data: str, size: int, part: sets.Part) -> Callable[[Tensor], dict]:
+    """A function that compares drawn pictures with some of those kept out of training."""
     real = sets.load(data, size)
-    reference = Reference(real.images, real.held_out)
-    return lambda pictures: {"data": real.description, **reference.evaluate(pictures)}
+    reference = Reference(real.images, real.part(part))
+    return lambda pictures: {"data": real.description, **reference.evaluate(pictures, copies=part == "test")}
 
 
 @dataclass
@@ -108,7 +111,9 @@ class Against:
 
     weights: Weights = "stanford-cars-1m"
     data: str = "stanford_cars"  # What the weights were trained on: toy_cars, stanford_cars, or a folder.
-    count: int = 256  # How many pictures to draw.
+    # Which held-out pictures: those of "validation" to choose by, those of "test" to report.
+    part: sets.Part = "test"
+    count: int = 788  # How many pictures to draw: of Stanford Cars as many as two test parts hold.
     results: Path = RESULTS  # The folder of the results.
 
 
@@ -120,15 +125,18 @@ class Guidance(Against):
     """
 
     guide: str | None = None  # Weights of a weaker network, for autoguidance.
+    only: tuple[str, ...] = ()  # Names of some ways of drawing; default: all.
 
     def __call__(self) -> None:
         pipe, name = undirected(self.weights), name_of(self.weights)
         autoguidance = {way: {**how, "guide": self.guide} for way, how in AUTOGUIDANCE.items() if self.guide}
         results = Results(self.results / f"guidance-{name}.json")
-        prepare = cache(partial(against_held_out, self.data, pipe.size))
-        for way, how in (GUIDANCE | autoguidance).items():
+        prepare = cache(partial(against_held_out, self.data, pipe.size, self.part))
+        ways = GUIDANCE | autoguidance
+        for way in chosen("way of drawing", self.only, ways):
+            how = ways[way]
             settings = {"way": way, "weights": name, "images_seen": pipe.card["images_seen"]}
-            settings |= {**settled(pipe, **how), "count": self.count}
+            settings |= {**settled(pipe, **how), "count": self.count, "part": self.part}
             measure(results, way, settings, partial(pipe, range(self.count), **how), prepare)
 
 
@@ -144,11 +152,11 @@ class Samplers(Against):
     def __call__(self) -> None:
         pipe, name = undirected(self.weights), name_of(self.weights)
         results = Results(self.results / f"samplers-{name}.json")
-        prepare = cache(partial(against_held_out, self.data, pipe.size))
+        prepare = cache(partial(against_held_out, self.data, pipe.size, self.part))
         for steps in STEPS:
             for sampler in SAMPLERS:
                 how = {"sampler": sampler, "steps": steps}
-                settings = {"weights": name, **how, "sample_seeds": f"0 … {self.count - 1}"}
+                settings = {"weights": name, **how, "sample_seeds": f"0 … {self.count - 1}", "part": self.part}
                 draw = partial(pipe, range(self.count), UNCONDITIONAL, **how)
                 measure(results, f"{sampler}, {steps} steps", settings, draw, prepare, size=pipe.size)
 
@@ -277,8 +285,8 @@ class Prompts:
 class Latent:
     """Is it worth drawing latents instead of pixels?  What an autoencoder loses, and what the rest costs.
 
-    First the autoencoders alone: what they keep of held-out photographs (PSNR, SSIM), and the KID of
-    training photographs that went through them, which no network that draws their latents can be
+    First the autoencoders alone: what they keep of the test photographs (PSNR, SSIM), and the KID of as
+    many training photographs that went through them, which no network that draws their latents can be
     expected to beat.  Then every network: a picture for the caption of each held-out photograph, in
     several ways (as `prompts` does), and what its training took, the autoencoder's included.  How long 16 cars
     take is measured by `speed.py latent`.  Writes benchmarks/results/latent.json.
@@ -287,7 +295,7 @@ class Latent:
     # Of networks that take captions: names or paths; a folder means the weights.safetensors in it.
     weights: tyro.conf.Positional[tuple[str, ...]]
     # Weights of autoencoders, which are measured alone.
-    autoencoders: tuple[str, ...] = ("stanford-cars-autoencoder-4", "stanford-cars-autoencoder-8")
+    autoencoders: tuple[str, ...] = tuple(name for name in pretrained.names() if "autoencoder" in name)
     only: tuple[str, ...] = ()  # Names of some ways of drawing; default: all.
     count: int = 748  # How many held-out captions.
     results: Path = RESULTS  # The folder of the results.
@@ -305,15 +313,15 @@ class Latent:
 
     def measure_autoencoder(self, results: Results, name: str, size: int) -> None:
         """What of photographs does not come back."""
-        settings = {"images_seen": pretrained.card(name)["images_seen"], "count": self.count}
+        settings = {"images_seen": pretrained.card(name)["images_seen"], "part": "test"}
         rows = results.document["autoencoders"]
         if any(rows.get(name, {}).get(key) != value for key, value in settings.items()):
-            encoder, cars = pretrained.load_autoencoder(name), stanford_cars.load(size=size)
-            train, held_out = (cars.part(held_out=part).images for part in (False, True))
-            reference, held_out = Reference(train, held_out), held_out[: self.count]
+            encoder, cars = pretrained.load_autoencoder(name), sets.load("stanford_cars", size)
+            train, held_out = cars.images, cars.part("test")
             sources = train[torch.linspace(0, len(train) - 1, len(held_out)).round().long()]
             again = to_uint8(encoder.from_latents(encoder.to_latents(to_float(sources))))
-            scores = {**reconstruction_quality(encoder, held_out), **reference.evaluate(again)}
+            scores = reconstruction_quality(encoder, held_out)
+            scores |= Reference(train, held_out).evaluate(again, copies=False)
             rows[name] = {"latent": list(encoder.latent_shape(size, size)), **settings, **scores}
             rows[name] |= pretrained.machine()
             results.write()
@@ -362,7 +370,8 @@ class Curve:
     drawing: Drawing = AS_ADVISED  # How to draw; what is left out is as the card advises.
     condition: str | None = None  # As for the command sample.
     seed: int = 0  # Of the first picture; the next has the next seed.
-    count: int = 748  # How many pictures to draw; default: as many as held out.
+    part: sets.Part = "validation"  # Which held-out pictures to compare with: a snapshot is chosen by them.
+    count: int = 788  # How many pictures to draw.
     results: Path = RESULTS  # The folder of the results.
     ship: str | None = None  # Put this one snapshot's weights into the package, under this name.
     device: str = DEVICE  # Where to draw, such as cpu or cuda.
@@ -371,11 +380,12 @@ class Curve:
         results, paths = Results(self.results / f"curve-{self.run.name}.json"), snapshots(self.run, self.only)
         if self.ship and len(paths) != 1:
             raise ValueError("--ship takes one snapshot: name it in --only")
-        prepare = cache(partial(against_held_out, "stanford_cars", pretrained.card(paths[0])["size"]))
+        size = pretrained.card(paths[0])["size"]
+        prepare = cache(partial(against_held_out, "stanford_cars", size, self.part))
         for path in paths:
             pipe, how = pipeline.load(str(path), self.device), vars(self.drawing)
             settings = {"images_seen": pipe.card["images_seen"], **settled(pipe, self.condition, **how)}
-            settings |= {"condition": self.condition, "seed": self.seed, "count": self.count}
+            settings |= {"condition": self.condition, "seed": self.seed, "count": self.count, "part": self.part}
             if self.ship:
                 if not (row := results.find(settings)):
                     raise ValueError(

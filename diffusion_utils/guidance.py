@@ -58,11 +58,13 @@ class Guided:
         guide_conditional: whether the guide gets cond, too.  If not, it is worse in two ways, and
             guidance goes away from both: from the mistakes of a weaker network, and from pictures that
             show something else.
+        guidance_rescale: guidance exaggerates contrast; bring this share of the way, 0 to 1, each picture's deviation
+            back to that of its better guess (Lin et al. 2023, 2305.08891, eq. 15 and 16).
 
     Raises:
         ValueError: a scale other than 1 with neither a cond nor a guide: there is no worse guess; or a
             guide with another noise schedule, which would be asked about another noise level, or that takes
-            other conditions; an interval or a time shift beyond the timesteps.
+            other conditions; an interval or a time shift beyond the timesteps, a share outside [0, 1].
     """
 
     denoiser: Denoiser
@@ -72,6 +74,7 @@ class Guided:
     interval: tuple[int, int] | None = None
     time_shift: int = 0
     guide_conditional: bool = True
+    guidance_rescale: float = 0.0
 
     def __post_init__(self):
         T = self.schedule.num_train_timesteps
@@ -82,6 +85,8 @@ class Guided:
             )
         if not abs(self.guidance_scale) < math.inf:
             raise ValueError(f"guidance_scale must be a finite number, not {self.guidance_scale}")
+        if not 0 <= self.guidance_rescale <= 1:
+            raise ValueError(f"guidance_rescale must lie in [0, 1], not {self.guidance_rescale}")
         if self.interval and not 0 <= self.interval[0] <= self.interval[1] < T:
             raise ValueError(f"interval must hold timesteps of 0 … {T - 1}, the lowest first, not {self.interval}")
         if not abs(self.time_shift) < T:
@@ -123,7 +128,11 @@ class Guided:
         else:
             better = self.denoiser(x_t, t, self.cond)
             worse = self.guide(x_t, t, self.cond if self.guide_conditional else None)
-        return worse + self.guidance_scale * (better - worse)
+        x0 = worse + self.guidance_scale * (better - worse)
+        if not self.guidance_rescale:
+            return x0
+        before, after = (guess.std((1, 2, 3), keepdim=True) for guess in (better, x0))
+        return x0 * (1 + self.guidance_rescale * (before / after.clamp(min=1e-6) - 1))
 
     @cached_property
     def both(self) -> Denoiser | None:

@@ -65,6 +65,9 @@ class Drawing:
     time_shift: int | None = None
     # Whether the worse guess gets the condition, too.  Default: what the card advises, else yes.
     guide_conditional: bool | None = None
+    # Bring contrast, which guidance exaggerates, so far back to that without guidance, 0 to 1.  Default: what the card
+    # advises, else 0.
+    guidance_rescale: float | None = None
     eta: float | None = None  # Fresh noise per step, 0 to 1, for the sampler ddim.  Default: 0.
     # Which of the trained timesteps are visited (Lin et al. 2023, 2305.08891, table 2).  Default: trailing.
     timestep_spacing: TimestepSpacing | None = None
@@ -81,8 +84,9 @@ class Drawing:
             raise ValueError("guide and skip_layers both make the worse guess: choose one of them")
         if not fits(self.interval, tuple[int, int] | None) or self.interval and self.interval[0] > self.interval[1]:
             raise ValueError(f"interval is the lowest and the highest timestep, such as 100 900, not {self.interval}")
-        if self.eta is not None and not 0 <= self.eta <= 1:
-            raise ValueError(f"eta must lie in [0, 1], not {self.eta}")
+        for name in ("eta", "guidance_rescale"):
+            if (value := getattr(self, name)) is not None and not 0 <= value <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], not {value}")
         if self.eta is not None and self.sampler not in (None, "ddim"):
             raise ValueError(f"eta belongs to the sampler ddim, not to {self.sampler}")
 
@@ -197,8 +201,8 @@ class Pipeline:
     def _refuse_ignored(self, asked: Drawing, drawing: Drawing) -> None:
         """Raise a ValueError for an option of guidance that would change nothing."""
         if drawing.guidance_scale == 1:
-            for name in ("interval", "guide", "skip_layers", "guide_conditional"):
-                if getattr(asked, name) not in (None, "none", (), []):
+            for name in ("interval", "guide", "skip_layers", "guide_conditional", "guidance_rescale"):
+                if getattr(asked, name) not in (None, "none", (), [], 0):
                     raise ValueError(f"{name} belongs to guidance: give guidance_scale, too, such as 2")
         if asked.guide_conditional is not None and drawing.guide in (None, "none") and not drawing.skip_layers:
             raise ValueError("guide_conditional is about another network's guess: give guide or skip_layers, too")
@@ -282,7 +286,8 @@ class Pipeline:
         if cond is None and guide is None and scale == 1 and not shift:
             return self.denoiser, how
         cond = None if cond is None else cond.to(self.device)
-        return Guided(self.denoiser, cond, guide, scale, drawing.interval, shift, drawing.guide_conditional), how
+        more = drawing.interval, shift, drawing.guide_conditional, drawing.guidance_rescale or 0.0
+        return Guided(self.denoiser, cond, guide, scale, *more), how
 
     def _guide(self, drawing: Drawing, conditional: bool) -> Denoiser:
         """The weaker network, which must draw what this one draws."""

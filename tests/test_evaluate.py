@@ -9,7 +9,7 @@ from PIL import Image
 from diffusion_utils import pipeline, pretrained
 from diffusion_utils.commands import main
 from diffusion_utils.data import toy_cars
-from diffusion_utils.evaluation import Reference, features
+from diffusion_utils.evaluation import Reference, features, reference
 from diffusion_utils.pipeline import Pipeline
 
 
@@ -40,6 +40,7 @@ def quick(monkeypatch, tmp_path_factory):
 
     monkeypatch.setattr(toy_cars, "load", load)
     monkeypatch.setitem(features.EXTRACTORS, features.DEFAULT, Coarse)
+    monkeypatch.setitem(reference.OTHERS, features.DEFAULT, {})
     monkeypatch.setenv("DIFFUSION_UTILS_CACHE", str(tmp_path_factory.mktemp("coarse")))
     features.extractor.cache_clear()
     yield
@@ -60,7 +61,7 @@ def test_evaluate_writes_what_it_measured_and_how(tmp_path, weights, quick, caps
     assert result["weights"] == str(weights) and result["parameters"] == about["parameters"]
     assert (result["sampler"], result["steps"], result["seed"], result["size"]) == ("ddim", 3, 5, 16)
     assert result["guidance_scale"] == 1 and result["condition"] is None
-    assert result["counts"] == {"generated": 70, "held_out": 512, "train": 8192}
+    assert result["counts"] == {"generated": 70, "held_out": 256, "train": 8192} and result["part"] == "test"
     assert result["extractor"] == features.DEFAULT and result["data"].startswith("toy cars")
     assert result["seconds_of_drawing"] >= 0 and {"machine", "torch", "date"} <= result.keys()
     # Noise is no car, and every figure is printed beside its floor.
@@ -74,11 +75,27 @@ def test_evaluate_writes_what_it_measured_and_how(tmp_path, weights, quick, caps
     # What it measured are the pictures of these seeds, against these cars.
     cars = toy_cars.load(8704, 16).images
     drawn = pipeline.load(str(weights))(range(5, 75), sampler="ddim", steps=3)
-    expected = Reference(cars[:8192], cars[8192:]).evaluate(drawn)
+    expected = Reference(cars[:8192], cars[8193::2]).evaluate(drawn)
     assert {key: result[key] for key in expected} == expected
+    # Others are there to choose by.
+    assert evaluate(weights, *settings, "--part", "validation", "--out", out) == 0
+    chosen_by = json.loads(out.read_text())
+    assert chosen_by["part"] == "validation" and "(validation)" in capsys.readouterr().out
+    assert chosen_by["generated"] == Reference(cars[:8192], cars[8192::2]).evaluate(drawn)["generated"]
+    assert chosen_by["generated"]["kid"] != result["generated"]["kid"]
     # The same command measures the same, with --out or without.
     assert evaluate(weights, *settings) == 0
     assert capsys.readouterr().out == said
+
+
+def test_many_pictures_are_compared_in_groups_and_the_deviation_is_printed(tmp_path, weights, quick, capsys):
+    out = tmp_path / "result.json"
+    assert evaluate(weights, "--count", 520, "--sampler", "ddim", "--steps", 1, "--out", out) == 0
+    result, lines = json.loads(out.read_text()), capsys.readouterr().out.splitlines()
+    assert result["counts"]["generated"] == 512 and result["deviation"]["groups"] == 2
+    assert lines[1].split() == ["generated", "floor", "deviation"]
+    scored = (result[column]["fid"] for column in ("generated", "floor", "deviation"))
+    assert next(line for line in lines if "fid" in line).split() == ["fid", *(f"{value:g}" for value in scored)]
 
 
 def test_condition_and_guidance_reach_the_drawing_and_the_result(tmp_path, tiny_weights, quick, monkeypatch):

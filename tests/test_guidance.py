@@ -70,6 +70,23 @@ def test_the_scale_goes_from_the_worse_to_the_better_guess_and_on(scale, expecte
     assert values(Guided(says(0.5), guide=says(0.2), guidance_scale=scale)(X, T)) == expected
 
 
+@pytest.mark.parametrize("share", [0.25, 1.0])
+def test_rescaling_brings_the_deviation_back_to_that_of_the_better_guess(share):
+    better, worse = (torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(i)) for i in (0, 1))
+    answers = iter([better, worse] * 2)
+    net = nn.Module()
+    net.forward = lambda *args: next(answers)
+    denoiser = Denoiser(net, make_schedule("linear", 100), "sample")
+    guided = Guided(denoiser, guide=denoiser, guidance_scale=3)
+    plain = guided(better, torch.zeros(3, dtype=torch.int64))
+    rescaled = replace(guided, guidance_rescale=share)(better, torch.zeros(3, dtype=torch.int64))
+    for i in range(3):
+        full = plain[i] * better[i].std() / plain[i].std()
+        torch.testing.assert_close(rescaled[i], share * full + (1 - share) * plain[i])
+    with pytest.raises(ValueError, match=r"guidance_rescale must lie in \[0, 1\], not 1.5"):
+        replace(guided, guidance_rescale=1.5)
+
+
 def test_a_scale_of_1_asks_one_network_once():
     for guided in (Guided(says(0.5), COND), Guided(says(0.5), COND, says(0.2)), Guided(says(0.5))):
         guided(X, T)

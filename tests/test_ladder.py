@@ -14,7 +14,7 @@ from filelock import FileLock
 from diffusion_utils import networks
 from diffusion_utils.data import toy_cars
 from diffusion_utils.data.stanford_cars import CarPictures
-from diffusion_utils.evaluation import features
+from diffusion_utils.evaluation import features, reference
 from diffusion_utils.training import TrainConfig
 
 FILE = Path(__file__).parents[1] / "benchmarks" / "ladder.py"
@@ -96,6 +96,7 @@ def small(monkeypatch, tmp_path):
     for name, value in (("IMAGES", 24), ("BATCH", 8), ("COUNT", 6), ("STEPS", 2), ("TIMESTEPS", (99, 899))):
         monkeypatch.setattr(ladder, name, value)
     monkeypatch.setitem(features.EXTRACTORS, features.DEFAULT, Coarse)
+    monkeypatch.setitem(reference.OTHERS, features.DEFAULT, {})
     features.extractor.cache_clear()
 
     def run(*arguments):

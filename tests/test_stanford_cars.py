@@ -23,7 +23,7 @@ from torchvision.datasets import StanfordCars
 from diffusion_utils import files
 from diffusion_utils.commands import main
 from diffusion_utils.data import pictures, sets, stanford_cars
-from diffusion_utils.data.pictures import crop, is_held_out, load_folder
+from diffusion_utils.data.pictures import crop, is_held_out, is_test, load_folder
 from diffusion_utils.data.stanford_cars import BODY_TYPES, CarPictures, body_type, load
 
 CLASSES = [f"Make Model {i}" for i in range(196)]
@@ -272,6 +272,13 @@ def test_held_out_depends_on_the_file_name_alone():
     assert 0.09 < share < 0.11
     # Written down: a change here would let pictures seen in training into the measurement.
     assert [i for i in range(1, 40) if is_held_out(f"{i:05d}.jpg")] == [4, 18, 34, 37]
+
+
+def test_half_of_the_held_out_pictures_are_to_report_on_chosen_by_their_names_alone():
+    assert is_test("00001.jpg") == is_test("a/b/00001.jpg")
+    names = [name for name in (f"{i:05d}.jpg" for i in range(1, 8145)) if is_held_out(name)]
+    assert [name for name in names if not is_test(name)][:4] == ["00073.jpg", "00074.jpg", "00094.jpg", "00102.jpg"]
+    assert 0.45 < sum(map(is_test, names)) / len(names) < 0.55
 
 
 @pytest.mark.parametrize(

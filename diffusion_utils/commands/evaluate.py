@@ -26,6 +26,7 @@ def evaluate(
     prompt: tuple[str, ...] | None = None,
     seed: int = 0,
     count: int = 1024,
+    part: sets.Part = "test",
     extractor: features.ExtractorName = features.DEFAULT,
     out: Path | None = None,
     device: str = DEVICE,
@@ -42,7 +43,10 @@ def evaluate(
         condition: As for `sample`.
         prompt: As for `sample`.
         seed: Of the first picture; the next has the next seed.
-        count: How many pictures to draw, at least 4.
+        count: How many pictures to draw, at least 4; twice as many as are held out, or more, are compared in groups
+            of as many, which also says how far one group is from another.
+        part: Which held-out pictures to compare with: those of "validation" to choose a way of drawing by, those of
+            "test" to report what was chosen.
         extractor: The network whose features are compared.
         out: A JSON file for the result.
         device: Where to draw, such as cpu or cuda.
@@ -60,18 +64,20 @@ def evaluate(
     how = pipe.settled(condition, **options)
     features.extractor(extractor).to(device)
     pictures = sets.load_like(pipe.card, data)
-    if len(pictures.held_out) < LEAST or torch.equal(pictures.images, pictures.held_out):
-        raise ValueError(f"{data} holds too few pictures to keep {LEAST} of them out of training")
+    real = pictures.part(part)
+    if len(real) < LEAST or torch.equal(pictures.images, pictures.held_out):
+        raise ValueError(f"{data} holds too few pictures to keep {LEAST} of them out of training for {part}")
     started = time.perf_counter()
     drawn = pipe(seeds, condition, prompt, **options)
     seconds = time.perf_counter() - started
     # Latents are not mirrored, but the pictures were before they became latents.
     flip = pictures.flip if pipe.denoiser.autoencoder else pipe.card.get("config", {}).get("flip", True)
-    reference = Reference(pictures.images, pictures.held_out, extractor, flips=flip)
+    reference = Reference(pictures.images, real, extractor, flips=flip)
     result = {
         "weights": weights,
         "parameters": count_parameters(pipe.denoiser.net),
         "data": pictures.description,
+        "part": part,
         "size": pipe.size,
         **{name: value for name, value in asdict(how).items() if value is not None},
         "condition": condition,
@@ -83,7 +89,7 @@ def evaluate(
     }
     print(
         f"{count} pictures of {weights} ({how.steps} steps of {how.sampler}) against "
-        f"{len(pictures.held_out)} held-out ones, by {extractor}"
+        f"{len(real)} held-out ones ({part}), by {extractor}"
     )
     print(table(result))
     if out is not None:
@@ -91,8 +97,10 @@ def evaluate(
 
 
 def table(result: dict) -> str:
-    """The figures and their floors, one line each."""
-    lines = [f"{'':18}  {'generated':>10}  {'floor':>10}"]
+    """The figures and their floors, one line each, and of several groups how far one is from another."""
+    deviation = result.get("deviation", {})
+    lines = [f"{'':18}  {'generated':>10}  {'floor':>10}" + f"  {'deviation':>10}" * bool(deviation)]
     for name, value in result["generated"].items():
-        lines.append(f"{name.replace('_', ' '):18}  {value:10g}  {result['floor'][name]:10g}")
+        spread = f"  {deviation[name]:10g}" if name in deviation else ""
+        lines.append(f"{name.replace('_', ' '):18}  {value:10g}  {result['floor'][name]:10g}{spread}")
     return "\n".join(lines)

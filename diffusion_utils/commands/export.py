@@ -83,14 +83,15 @@ def write_onnx(weights: str | Path, folder: str | Path) -> Path:
         folder: made where it does not exist.
 
     Raises:
-        ValueError: weights that take no condition, draw latents, or are guided at some timesteps only.
+        ValueError: weights that take no condition, draw latents, are guided at some timesteps only, or rescaled.
         ModuleNotFoundError: onnx or onnxscript is not installed; says how to.
     """
     pipe = pipeline.load(str(weights))
     if "conditions" not in pipe.card and "prompts" not in pipe.card:
         raise ValueError(f"{weights} takes no condition: only networks that take one are exported")
-    if pipe.denoiser.autoencoder or pipe.drawing.interval:
-        raise ValueError(f"{weights} draws latents, or is guided at some timesteps only: neither can be exported yet")
+    if pipe.denoiser.autoencoder or pipe.drawing.interval or pipe.drawing.guidance_rescale:
+        unfit = "draws latents, is guided at some timesteps only, or rescaled"
+        raise ValueError(f"{weights} {unfit}: none can be exported yet")
     try:
         import onnx_ir  # which torch's exporter needs as well
         import onnxscript  # noqa: F401

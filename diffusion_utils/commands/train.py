@@ -29,7 +29,7 @@ from diffusion_utils.plotting import save_grid
 from diffusion_utils.training import Run, StepRecord, TrainConfig
 from diffusion_utils.training.checkpoints import CHECKPOINT
 from diffusion_utils.training.config import BUDGET, FREE_ON_RESUME
-from diffusion_utils.training.loop import check_share
+from diffusion_utils.training.loop import STARTED, check_share
 
 CONSISTENCY_DRAWING = {"sampler": "consistency", "steps": 2}
 COUNTED = ("images_seen", "steps", "seconds")  # of a model card, those of the run's start included
@@ -39,6 +39,7 @@ OPEN = TrainConfig(network=None, sigma_data=None)  # where the command line leav
 DIFFUSION = "prediction_type schedule num_train_timesteps zero_terminal_snr timestep_sampling min_snr_gamma".split()
 MEANT_FOR = {  # options that say something only where another one has one of these values
     "kl_weight": ("objective", ("autoencoder",)),
+    **dict.fromkeys(("perceptual_weight", "adversarial_weight"), ("objective", ("decoder",))),
     "sigma_data": ("prediction_type", ("edm",)),
     "cond_dropout": ("condition", tuple(name for name in CONDITIONS if name != "low_resolution")),
     **dict.fromkeys(DIFFUSION, ("objective", ("denoising", "consistency"))),
@@ -193,7 +194,7 @@ class Job:
 
     def save(self, record: StepRecord, path: Path) -> None:
         """Write the averaged weights, with their model card."""
-        if isinstance(record.denoiser.net, Autoencoder):
+        if self.run.config.objective == "autoencoder":  # a decoder that is trained on keeps its latents' scale
             chosen = self.images[:: max(1, len(self.images) // 1024)]
             record.denoiser.net.set_scale(to_float(chosen).to(_device(record)))
         pretrained.save(path, record.denoiser, self.card | self._measured(record))
@@ -341,8 +342,8 @@ def _check_network(run: Run) -> None:
             f"--size {run.size} does not fit the network, which takes multiples of its stride, {stride}: "
             f"give --size {(run.size // stride + 1) * stride}, or another network"
         )
-    if run.config.objective == "consistency" and not run.start:
-        raise ValueError("objective 'consistency' tunes a trained network: give start (--start WEIGHTS)")
+    if run.config.objective in STARTED and not run.start:
+        raise ValueError(f"objective {run.config.objective!r} tunes a trained network: give start (--start WEIGHTS)")
 
 
 def _check_places(run: Run) -> None:
@@ -405,11 +406,11 @@ def _begun(run: Run) -> tuple[Run, dict, str | None]:
 def _started(run: Run) -> tuple[Run, dict, str | None]:
     """A new run that begins with trained weights, with what their card says."""
     card = pretrained.card(run.start)
-    is_one, wanted = (name == "autoencoder" for name in (card["network"]["name"], run.config.objective))
+    is_one, wanted = card["network"]["name"] == "autoencoder", run.config.reconstructs
     if is_one and not wanted:
         raise ValueError(f"{run.start} is an autoencoder: add --objective autoencoder")
     if wanted and not is_one:
-        raise ValueError(f"{run.start} is no autoencoder: leave --objective autoencoder out")
+        raise ValueError(f"{run.start} is no autoencoder: leave --objective {run.config.objective} out")
     own = [name for name in ("network", "sigma_data") if getattr(run.config, name) is not None]
     own += [name for name in ("size", "autoencoder") if getattr(run, name) is not None]
     own += ["condition"] if run.condition not in (None, "caption") else []

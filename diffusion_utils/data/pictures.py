@@ -56,6 +56,13 @@ class Pictures:
             shown = {label for label, is_out in zip(labels, out) if not is_out}
             out = [is_out and label in shown for label, is_out in zip(labels, out)]
         keep = [i for i, is_out in enumerate(out) if is_out == held_out]
+        return self._only(keep)
+
+    def half(self, test: bool) -> "Pictures":
+        """Of held-out pictures only those to report on, or only those to choose on (see `is_test`)."""
+        return self._only([i for i, name in enumerate(self.names) if is_test(name) == test])
+
+    def _only(self, keep: list[int]) -> "Pictures":
         names = [self.names[i] for i in keep]
         return replace(self, images=self.images[keep], names=names, labels=self.labels[keep])
 
@@ -63,7 +70,17 @@ class Pictures:
 def is_held_out(name: str) -> bool:
     """Whether a picture is kept out of training: one in ten, chosen by its file name alone, so
     that the choice is the same on every machine and for every copy of the data."""
-    return zlib.crc32(Path(name).name.encode(errors="surrogateescape")) % 10 == 0
+    return _number(name) % 10 == 0
+
+
+def is_test(name: str) -> bool:
+    """Of a held-out picture, whether it belongs to the test half, on which results are reported, and not to the
+    validation half, on which anything is chosen; by its file name alone, too."""
+    return _number(name) // 10 % 10 < 5
+
+
+def _number(name: str) -> int:
+    return zlib.crc32(Path(name).name.encode(errors="surrogateescape"))
 
 
 def ratio(aspect: str | None) -> float:

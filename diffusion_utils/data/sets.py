@@ -13,12 +13,13 @@ from torch import Tensor
 
 from diffusion_utils.data import stanford_cars, to_float, toy_cars
 from diffusion_utils.data.captions import captions as car_captions
-from diffusion_utils.data.pictures import ASPECT, Pictures, load_folder
+from diffusion_utils.data.pictures import ASPECT, Pictures, is_test, load_folder
 from diffusion_utils.networks import Autoencoder
 from diffusion_utils.networks.text import Tokenizer
 
 Condition = Literal["body_type", "class", "caption", "low_resolution"]
 CONDITIONS = get_args(Condition)
+Part = Literal["validation", "test"]
 LONGEST_PROMPT, PROMPTS = 12, 256  # words; captions kept on the card
 NON_COMMERCIAL = "trained on Stanford Cars (Krause et al. 2013): for non-commercial research only"
 LICENCES = {"stanford_cars": NON_COMMERCIAL, "toy_cars": "Apache-2.0, like the code"}
@@ -31,7 +32,7 @@ class PictureSet:
     Attributes:
         data: the name it was loaded by.
         images: uint8 (N, 3, size, size), to learn from.
-        held_out: uint8 (M, 3, size, size), kept out of training.
+        held_out: uint8 (M, 3, size, size), kept out of training; see `part`.
         description: for the model card.
         condition: what a network is to be conditioned on; None: on nothing.
         captions: for the condition "caption": those of each training picture, equally many for each; the
@@ -39,6 +40,7 @@ class PictureSet:
         classes: for "body_type" and "class": their names, each of which some training picture shows.
         labels: with them: int64 (N,), indices into `classes`.
         aspect: width : height of what was cut out of own pictures; None: cars, 4:3.
+        in_test: bool (M,), which of the held-out pictures belong to the test part; None: every second.
     """
 
     data: str
@@ -50,6 +52,13 @@ class PictureSet:
     classes: list[str] | None = None
     labels: Tensor | None = None
     aspect: str | None = None
+    in_test: Tensor | None = None
+
+    def part(self, name: Part) -> Tensor:
+        """Held-out pictures: those of "validation", on which anything is chosen (ways of drawing, checkpoints), or
+        of "test", on which it is reported.  The best of many is a little lucky where it was chosen."""
+        in_test = torch.arange(len(self.held_out)) % 2 == 1 if self.in_test is None else self.in_test
+        return self.held_out[in_test == (name == "test")]
 
     @property
     def flip(self) -> bool:
@@ -152,7 +161,9 @@ def load(data: str, size: int, condition: Condition | None = None, aspect: str |
     )
     description = f"{kind}, {len(train.images)} cropped to {size}×{size}"
     shape = found.aspect if own else None
-    return PictureSet(data, train.images, held_out.images, description, condition, captions, classes, labels, shape)
+    in_test = torch.tensor([is_test(name) for name in held_out.names], dtype=torch.bool)
+    about = (description, condition, captions, classes, labels, shape, in_test)
+    return PictureSet(data, train.images, held_out.images, *about)
 
 
 def load_like(card: dict, data: str) -> PictureSet:

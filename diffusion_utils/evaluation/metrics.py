@@ -9,6 +9,7 @@ import warnings
 import torch
 from torch import Tensor, nn
 
+from diffusion_utils.data import as_uint8
 from diffusion_utils.sampling import checked_seeds
 
 
@@ -98,6 +99,27 @@ def precision_recall(real: Tensor, generated: Tensor, k: int = 3) -> tuple[float
     return precision.double().mean().item(), recall.double().mean().item()
 
 
+def contrast(images: Tensor) -> float:
+    """How far the brightness (Rec. 601) spreads within a picture: its deviation, of black to white, averaged.
+
+    Args:
+        images: uint8 (N, 3, H, W), or float in [-1, 1].
+    """
+    brightness = torch.tensordot(_shares(images), torch.tensor([0.299, 0.587, 0.114]), dims=([1], [0]))
+    return brightness.flatten(1).std(1, correction=0).mean().item()
+
+
+def colour_spread(images: Tensor) -> float:
+    """How far pictures differ in colour from one another: the root mean square distance of their mean colours from
+    the mean of all, where the edge of the RGB cube has length 1.
+
+    Args:
+        images: uint8 (N, 3, H, W), or float in [-1, 1].
+    """
+    colours = _shares(images).mean((2, 3))
+    return (colours - colours.mean(0)).square().sum(1).mean().sqrt().item()
+
+
 def nearest(queries: Tensor, references: Tensor, count: int = 2) -> tuple[Tensor, Tensor]:
     """The nearest references of each query, by the length of the difference.
 
@@ -144,6 +166,10 @@ def copy_rate(queries: Tensor, references: Tensor, ratio: float = 1 / 3) -> tupl
     distances, _ = nearest(queries, references, 2)
     ratios = (distances[:, 0] / distances[:, 1]).nan_to_num(0)  # 0/0: a copy of one that is there twice
     return (ratios < ratio).double().mean().item(), ratios
+
+
+def _shares(images: Tensor) -> Tensor:
+    return as_uint8(images).float() / 255
 
 
 def _radii(rows: Tensor, k: int) -> Tensor:

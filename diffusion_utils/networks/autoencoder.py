@@ -121,10 +121,8 @@ class Autoencoder(nn.Module):
 
 
 def autoencoder_loss(net: nn.Module, images: Tensor, noise: Tensor, kl_weight: float) -> Tensor:
-    """What an autoencoder is trained on: colours, edges, and the pull towards the normal distribution.
-
-    Mean absolute error of the pixels; of the differences between neighbours, without which
-    everything small is blurred away; and `kl_weight` times the KL divergence per latent number.
+    """What an autoencoder is trained on: colours and edges (`pixel_loss`), and `kl_weight` times the KL divergence
+    per latent number, the pull towards the normal distribution.
 
     Args:
         net: an `Autoencoder`.
@@ -132,6 +130,15 @@ def autoencoder_loss(net: nn.Module, images: Tensor, noise: Tensor, kl_weight: f
         noise: standard normal, shaped like the latents.
     """
     answer, posterior = net(images, noise)
-    error = answer.float() - images
-    edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
-    return error.abs().mean() + edges + kl_weight * posterior.kl()
+    return pixel_loss(answer.float(), images) + kl_weight * posterior.kl()
+
+
+def pixel_loss(answer: Tensor, images: Tensor) -> Tensor:
+    """Mean absolute error of the pixels, and of the differences between neighbours, without which everything small
+    is blurred away.
+
+    Args:
+        answer, images: (N, 3, H, W).
+    """
+    error = answer - images
+    return error.abs().mean() + error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()

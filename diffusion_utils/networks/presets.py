@@ -40,7 +40,7 @@ def default_network(
     data: str, condition: str | None = None, objective: str = "denoising", autoencoder: Autoencoder | None = None
 ) -> dict:
     """What --data, --condition, --objective and --autoencoder ask for, where --network is not given."""
-    if objective == "autoencoder":
+    if objective in ("autoencoder", "decoder"):
         return AUTOENCODER
     if autoencoder is not None:
         return LATENT if autoencoder.stride < 8 else LATENT_8

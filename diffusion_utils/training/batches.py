@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from diffusion_utils.data import to_float
 from diffusion_utils.data.order import batch_indices
-from diffusion_utils.networks import SuperResolution
+from diffusion_utils.networks import Autoencoder, SuperResolution
 from diffusion_utils.networks.super_resolution import low_resolution_cond, shrink
 from diffusion_utils.sampling import stream
 from diffusion_utils.schedule import Schedule, make_schedule
@@ -52,7 +52,7 @@ class Batches:
             raise ValueError(
                 f"max_noise {net.max_noise} is beyond the {config.num_train_timesteps} timesteps: lower it"
             )
-        autoencoder = config.objective == "autoencoder"
+        autoencoder = isinstance(net, Autoencoder)
         self.noise_shape = net.latent_shape(*images.shape[2:]) if autoencoder else images.shape[1:]
 
     def __getitem__(self, step: int) -> Batch:

@@ -13,11 +13,11 @@ from zipfile import ZipFile
 import torch
 from filelock import FileLock, Timeout
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
 from diffusion_utils.files import write_atomically, write_text
 from diffusion_utils.training.config import FREE_ON_RESUME, TrainConfig
-from diffusion_utils.training.optimizers import Muon
+from diffusion_utils.training.optimizers import MovingAverage
+from diffusion_utils.training.perceptual import DecoderLoss
 
 CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
 RECORD = b'{"step": '  # how every line of a log begins
@@ -109,13 +109,20 @@ class TrainState:
     Attributes:
         net, ema, optimizer: the network, the moving average of its weights, and what changes them.
         step, seconds: done so far, earlier sessions of a resumed run included.
+        decoder_loss: of objective "decoder": its critic learns, too.
     """
 
     net: nn.Module
-    ema: AveragedModel
-    optimizer: torch.optim.Optimizer | Muon
+    ema: MovingAverage
+    optimizer: torch.optim.Optimizer
     step: int = 0
     seconds: float = 0.0
+    decoder_loss: DecoderLoss | None = None
+
+    @property
+    def learning(self) -> tuple[str, ...]:
+        """The names of the parts that have a state."""
+        return ("net", "ema", "optimizer", *(["decoder_loss"] if self.decoder_loss else []))
 
     def save(self, path: Path, config: TrainConfig) -> None:
         """Write a checkpoint, whole or not at all."""
@@ -123,7 +130,7 @@ class TrainState:
             "config": asdict(config),
             "step": self.step,
             "seconds": self.seconds,
-            **{name: getattr(self, name).state_dict() for name in ("net", "ema", "optimizer")},
+            **{name: getattr(self, name).state_dict() for name in self.learning},
             # Batches need only seed and step; this is for networks with dropout and the like.
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
@@ -150,7 +157,7 @@ class TrainState:
                 "with its own, or choose another folder"
             )
         try:
-            for name in ("net", "ema", "optimizer"):
+            for name in self.learning:
                 getattr(self, name).load_state_dict(contents[name])
         except (RuntimeError, KeyError, ValueError):  # as each of them says that something does not fit
             raise ValueError(f"{path} holds another network than its settings say: was the code changed?") from None

@@ -44,9 +44,13 @@ class TrainConfig:
     # With min_snr_gamma, the least weight of an error of x̂₀; see `prediction.min_snr_weight`.
     snr_floor: float = 0.0
     # "denoising" learns x̂₀ from noisy pictures; "consistency" tunes a trained denoiser to draw in one or two
-    # steps; "autoencoder" trains an autoencoder, to which timesteps and the like mean nothing.
-    objective: Literal["denoising", "consistency", "autoencoder"] = "denoising"
+    # steps; "autoencoder" trains an autoencoder, to which timesteps and the like mean nothing; "decoder" trains
+    # the decoder of a trained one on, and leaves its latents as they are; see `perceptual`.
+    objective: Literal["denoising", "consistency", "autoencoder", "decoder"] = "denoising"
     kl_weight: float = 1e-3  # Of objective autoencoder: the pull towards the normal distribution.
+    perceptual_weight: float = 1.0  # Of objective decoder: that a trained network sees the same; 0: leave that out.
+    # Of objective decoder: the share of the critic that tells its pictures from photographs; 0: without one.
+    adversarial_weight: float = 0.5
     steps: int | None = None  # Stop after so many steps; of several limits the first that is reached counts.
     images: int | None = None  # Stop after so many pictures.
     minutes: float | None = None  # Stop after so many minutes of training.
@@ -88,8 +92,9 @@ class TrainConfig:
                 raise ValueError(f"{name} must lie in [0, 1], not {getattr(self, name)}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must lie in [0, 1), not {self.ema_decay}")
-        if not self.kl_weight >= 0:
-            raise ValueError(f"kl_weight must be at least 0, not {self.kl_weight}")
+        for name in ("kl_weight", "perceptual_weight", "adversarial_weight"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
         if self.snr_floor and self.min_snr_gamma is None:
             raise ValueError("snr_floor is the least of the Min-SNR weights: give min_snr_gamma, too, such as 5")
         if self.min_snr_gamma is not None and not 0 <= self.snr_floor <= self.min_snr_gamma:
@@ -107,10 +112,15 @@ class TrainConfig:
             raise ValueError("objective 'consistency' weighs its loss in its own way: leave min_snr_gamma out")
         if self.objective == "consistency" and self.zero_terminal_snr:
             raise ValueError("objective 'consistency' needs a little signal everywhere: leave zero_terminal_snr out")
-        if self.network is not None and (self.objective == "autoencoder") != (
-            self.network.get("name") == "autoencoder"
-        ):
-            raise ValueError("objective 'autoencoder' and network 'autoencoder' belong together: give both or neither")
+        if self.network is not None and self.reconstructs != (self.network.get("name") == "autoencoder"):
+            raise ValueError(
+                "objective 'autoencoder' (or 'decoder') and network 'autoencoder' belong together: give both or neither"
+            )
+
+    @property
+    def reconstructs(self) -> bool:
+        """Whether it is an autoencoder that is trained."""
+        return self.objective in ("autoencoder", "decoder")
 
     def make_schedule(self) -> Schedule:
         """The schedule this run trains on."""
@@ -185,7 +195,7 @@ class Run:
             object.__setattr__(self, "aspect", in_whole_numbers(self.aspect))
         if self.sample_every < 0 or self.snapshot_images < 0:
             raise ValueError("sample_every and snapshot_images must be at least 0")
-        if self.config.objective == "autoencoder" and (self.condition or self.autoencoder):
+        if self.config.reconstructs and (self.condition or self.autoencoder):
             raise ValueError(
                 "an autoencoder takes no condition and no other one: leave --condition and --autoencoder out"
             )

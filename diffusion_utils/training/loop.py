@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from diffusion_utils import networks
 from diffusion_utils.files import keep_freed_memory
@@ -31,8 +29,10 @@ from diffusion_utils.training.batches import Batch, Batches
 from diffusion_utils.training.checkpoints import CHECKPOINT, LOG, Log, TrainState, only_run, stop_on_signal
 from diffusion_utils.training.config import TrainConfig
 from diffusion_utils.training.consistency import STAGES, consistency_loss
-from diffusion_utils.training.optimizers import ema_update, make_optimizer
+from diffusion_utils.training.optimizers import MovingAverage, ema_update, make_optimizer
+from diffusion_utils.training.perceptual import DecoderLoss
 
+STARTED = ("consistency", "decoder")  # objectives that go on from trained weights
 IMAGES = "images must be a uint8 tensor (N, 3, H, W), 0 … 255, or latents of variance 1, float32 (N, C, H, W)"
 
 
@@ -107,8 +107,8 @@ def train(
     resumed = bool(run_dir) and (run_dir / CHECKPOINT).exists()
     if resumed and not resume:
         raise FileExistsError(f"{run_dir} already holds a run: resume it (--resume) or choose another folder")
-    if config.objective == "consistency" and start is None and not resumed:
-        raise ValueError("objective 'consistency' tunes a trained network: give start (--start WEIGHTS)")
+    if config.objective in STARTED and start is None and not resumed:
+        raise ValueError(f"objective {config.objective!r} tunes a trained network: give start (--start WEIGHTS)")
     _check_images(images)
     config.progress(0, 0)  # an error where there is no budget, before anything is done
     accelerator = _accelerator(config)
@@ -138,7 +138,8 @@ def _steps(
 ) -> Iterator[StepRecord]:
     """The loop itself, from `state` to the end of the budget; `log`: where the run is kept, if this process does."""
     net, optimizer = accelerator.prepare(state.net, state.optimizer)
-    objective, ema_denoiser = make_objective(config, _denoiser(config, net)), _denoiser(config, state.ema.module)
+    objective = make_objective(config, _denoiser(config, net), state.decoder_loss)
+    ema_denoiser = _denoiser(config, state.ema.module)
 
     started = time.perf_counter() - state.seconds
     meter = _Meter(config, state, ema_denoiser, accelerator)
@@ -180,7 +181,9 @@ def _steps(
                 started += time.perf_counter() - handed_out  # what the caller does is not training
 
 
-def make_objective(config: TrainConfig, denoiser: Denoiser) -> Callable[[Batch, float], Tensor]:
+def make_objective(
+    config: TrainConfig, denoiser: Denoiser, decoder_loss: DecoderLoss | None = None
+) -> Callable[[Batch, float], Tensor]:
     """What a step lowers: a function of its batch and of the share of the budget used, in [0, 1], to a scalar."""
 
     def denoising(batch: Batch, progress: float) -> Tensor:
@@ -198,7 +201,11 @@ def make_objective(config: TrainConfig, denoiser: Denoiser) -> Callable[[Batch, 
     def autoencoder(batch: Batch, progress: float) -> Tensor:
         return autoencoder_loss(denoiser.net, batch.x0, batch.noise, config.kl_weight)
 
-    return {"denoising": denoising, "consistency": consistency, "autoencoder": autoencoder}[config.objective]
+    def decoder(batch: Batch, progress: float) -> Tensor:
+        return decoder_loss(denoiser.net, batch.x0, batch.noise, progress)
+
+    objectives = {"denoising": denoising, "consistency": consistency, "autoencoder": autoencoder, "decoder": decoder}
+    return objectives[config.objective]
 
 
 def begin_with(net: nn.Module, start: nn.Module) -> None:
@@ -284,7 +291,7 @@ def _check_fit(config: TrainConfig, state: TrainState, batches: Batches) -> None
     """Raise a ValueError if the network cannot take the first picture, before a folder is made for what it learns."""
     x0, noise, t, cond = (part if part is None else part[:1] for part in batches[0])
     _denoiser(config, state.ema.module)  # which knows what does not go together
-    inputs = (x0, noise) if config.objective == "autoencoder" else (x0, t) if cond is None else (x0, t, cond)
+    inputs = (x0, noise) if config.reconstructs else (x0, t) if cond is None else (x0, t, cond)
     try:
         with torch.no_grad():
             state.ema.module(*inputs)  # in evaluation mode: nothing in it changes
@@ -305,8 +312,13 @@ def _new_state(config: TrainConfig, device: torch.device, start: nn.Module | Non
     net = networks.build(**config.network).to(device)
     if start is not None:
         begin_with(net, start)
-    ema = AveragedModel(deepcopy(net), multi_avg_fn=ema_update(config.ema_decay)).eval()
-    return TrainState(net, ema, make_optimizer(config.optimizer, net, config.learning_rate, config.weight_decay))
+    decoder_loss = None
+    if config.objective == "decoder":
+        net.encoder.requires_grad_(False)
+        decoder_loss = DecoderLoss(config.perceptual_weight, config.adversarial_weight, device)
+    ema = MovingAverage(net, multi_avg_fn=ema_update(config.ema_decay)).eval()
+    optimizer = make_optimizer(config.optimizer, net, config.learning_rate, config.weight_decay)
+    return TrainState(net, ema, optimizer, decoder_loss=decoder_loss)
 
 
 def _accelerator(config: TrainConfig) -> Accelerator:
@@ -325,7 +337,9 @@ def _accelerator(config: TrainConfig) -> Accelerator:
 
 
 def check_share(config: TrainConfig, processes: int) -> None:
-    """Raise a ValueError if a batch cannot be shared equally."""
+    """Raise a ValueError if a batch cannot be shared equally, or not at all."""
+    if config.objective == "decoder" and processes > 1:
+        raise ValueError("objective 'decoder' trains a critic, which is not shared: start it in one process")
     if config.batch_size % processes:
         raise ValueError(f"batch_size {config.batch_size} is no multiple of the {processes} processes")
 

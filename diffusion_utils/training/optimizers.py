@@ -1,22 +1,24 @@
 """The optimizers a run can choose from (AdamW, or Muon for the matrices with AdamW for the rest), and the moving
 average of the weights."""
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 BETAS = (0.9, 0.99)
 
 
-def make_optimizer(name: str, net: nn.Module, learning_rate: float, weight_decay: float):
+def make_optimizer(name: str, net: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
     """ "adamw" (Loshchilov & Hutter 2019, 1711.05101) or "muon" (see `Muon`) over a network's weights."""
     if name == "adamw":
         return _adamw(list(net.parameters()), learning_rate, weight_decay)
     return Muon(net, learning_rate, weight_decay)
 
 
-class Muon:
+class Muon(torch.optim.Optimizer):
     """Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon): momentum made orthogonal.
 
     AdamW scales each number of an update by itself.  Muon takes the update of a weight *matrix* as
@@ -26,7 +28,7 @@ class Muon:
     Steps are scaled to AdamW's size (Liu et al. 2025, 2502.16982), so learning rate and weight decay
     carry over.
 
-    Behaves like a torch optimizer (step, zero_grad, param_groups, state_dict, load_state_dict).
+    Its two groups of parameters are the matrices and the rest.
     """
 
     def __init__(self, net: nn.Module, learning_rate: float, weight_decay: float):
@@ -35,40 +37,84 @@ class Muon:
         def is_outer(name: str) -> bool:
             return any(part.startswith(outer) for part in name.split("."))
 
-        self.weights = [p for name, p in net.named_parameters() if p.dim() > 1 and not is_outer(name)]
-        chosen = {id(p) for p in self.weights}
-        # torch's Muon takes matrices only: it gets views of the same memory.
-        self.matrices = [nn.Parameter(p.detach().view(len(p), -1)) for p in self.weights]
-        self.muon = torch.optim.Muon(
-            self.matrices, learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
-        )
+        weights = [p for name, p in net.named_parameters() if p.dim() > 1 and not is_outer(name)]
+        chosen = {id(p) for p in weights}
         self.adamw = _adamw([p for p in net.parameters() if id(p) not in chosen], learning_rate, weight_decay)
-        self.param_groups = self.muon.param_groups + self.adamw.param_groups
+        defaults = {"lr": learning_rate, "weight_decay": weight_decay, "momentum": 0.95}
+        super().__init__([{"params": weights}], defaults)
+        self.param_groups += self.adamw.param_groups
 
-    def step(self) -> None:
-        for matrix, weight in zip(self.matrices, self.weights):
-            # Whoever moved the network since (as accelerate does) gave its weights other memory.
-            matrix.data = weight.detach().view(len(weight), -1)
-            matrix.grad = None if weight.grad is None else weight.grad.flatten(1)
-        self.muon.step()
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        """One update; `closure`, where there is one, computes loss and gradients first, and its loss is returned."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        matrices, rest = self.param_groups
+        rate, momentum = matrices["lr"], matrices["momentum"]
+        for weight in matrices["params"]:
+            if weight.grad is None:
+                continue
+            gradient = weight.grad.flatten(1)
+            if not self.state[weight]:
+                self.state[weight]["momentum_buffer"] = torch.zeros_like(gradient)
+            buffer = self.state[weight]["momentum_buffer"].lerp_(gradient, 1 - momentum)
+            update = orthogonalized(gradient.lerp(buffer, momentum))  # Nesterov's: it looks one step ahead
+            weight.mul_(1 - rate * matrices["weight_decay"])
+            weight.add_(update.view_as(weight), alpha=-rate * 0.2 * math.sqrt(max(update.shape)))
+        # Loading replaces groups and state, so AdamW is shown its own anew.
+        self.adamw.param_groups, self.adamw.state = [rest], self.state
         self.adamw.step()
+        return loss
 
-    def zero_grad(self) -> None:
-        self.adamw.zero_grad()
-        for weight in self.weights:
-            weight.grad = None
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Also that of earlier versions, which kept the matrices' state and that of the rest apart."""
+        if "muon" in state_dict:
+            matrices, rest = state_dict["muon"], state_dict["adamw"]
+            first, second = matrices["param_groups"][0], rest["param_groups"][0]
+            count = len(first["params"])
+            states = matrices["state"] | {count + i: state for i, state in rest["state"].items()}
+            groups = [first, second | {"params": [count + i for i in second["params"]]}]
+            state_dict = {"state": states, "param_groups": groups}
+        super().load_state_dict(state_dict)
 
-    def state_dict(self) -> dict:
-        return {"muon": self.muon.state_dict(), "adamw": self.adamw.state_dict()}
 
-    def load_state_dict(self, state: dict) -> None:
-        self.muon.load_state_dict(state["muon"])
-        self.adamw.load_state_dict(state["adamw"])
-        self.param_groups = self.muon.param_groups + self.adamw.param_groups
+def orthogonalized(matrix: Tensor, steps: int = 5) -> Tensor:
+    """A matrix (m, n) with its singular values moved near 1 and its directions kept, in bfloat16 where the device can.
+
+    Newton and Schulz's iteration X ← a·X + (b·A + c·A²)·X, A = X·Xᵀ, with Jordan et al.'s coefficients, which
+    raise small values fastest and leave all between about 0.7 and 1.2.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    # GPUs before bfloat16 would compute it in software.
+    slow = matrix.is_cuda and not torch.cuda.is_bf16_supported(including_emulation=False)
+    x = matrix.float() if slow else matrix.bfloat16()
+    x = x.T if x.shape[0] > x.shape[1] else x
+    x = x / x.norm().clamp(min=1e-7)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if matrix.shape[0] > matrix.shape[1] else x
+
+
+class MovingAverage(AveragedModel):
+    """torch's `AveragedModel` without its waiting for the device: its count of updates stays on the host."""
+
+    @torch.no_grad()
+    def update_parameters(self, net: nn.Module) -> None:
+        averaged, current = [*self.module.parameters()], [*net.parameters()]
+        if self.n_averaged == 0:
+            torch._foreach_copy_(averaged, current)
+        else:
+            self.multi_avg_fn(averaged, current, self.n_averaged)
+        for own, buffer in zip(self.module.buffers(), net.buffers()):
+            own.copy_(buffer)
+        self.n_averaged += 1
 
 
 def ema_update(decay: float) -> Callable:
-    """Exponential moving average of weights, for `AveragedModel(multi_avg_fn=…)`.
+    """Exponential moving average of weights, for `MovingAverage(net, multi_avg_fn=…)`.
 
     ema ← d·ema + (1-d)·weights with d = min(decay, (1+n)/(10+n)) after n updates.  The small d at
     first forgets the random initial weights at once, which a plain average drags along for
