@@ -91,6 +91,10 @@ def drawing_work(denoiser: Denoiser | Guided, pipe: Pipeline, how: Drawing, bf16
 
 def compiled(denoiser: Denoiser | Guided) -> Denoiser | Guided:
     """The same with its networks compiled."""
+    if isinstance(denoiser, Guided) and denoiser.both:
+        denoiser = replace(denoiser)  # with networks of its own around the ones they share
+        denoiser.both.net.compile()
+        return denoiser
     if isinstance(denoiser, Guided):
         guide = denoiser.guide and compiled(denoiser.guide)
         return replace(denoiser, denoiser=compiled(denoiser.denoiser), guide=guide)

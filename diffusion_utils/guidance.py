@@ -123,8 +123,8 @@ class Guided:
         if self.guide is None:  # one network, two questions: asked at once, as one batch of 2N
             cond = torch.cat([self.cond, torch.zeros_like(self.cond)])
             better, worse = self.denoiser(x_t.repeat(2, 1, 1, 1), t.repeat(2), cond).chunk(2)
-        elif self._both:
-            better, worse = self._both(x_t, t, self.cond)
+        elif self.both:
+            better, worse = self.both(x_t, t, self.cond)
         else:
             better = self.denoiser(x_t, t, self.cond)
             worse = self.guide(x_t, t, self.cond if self.guide_conditional else None)
@@ -135,9 +135,11 @@ class Guided:
         return x0 * (1 + self.guidance_rescale * (before / after.clamp(min=1e-6) - 1))
 
     @cached_property
-    def _both(self) -> Denoiser | None:
+    def both(self) -> Denoiser | None:
         """Both guesses at once, (2, N, C, H, W), where the guide is the denoiser `without` some layers and gets the
         same condition: what comes before those layers is computed once."""
+        if self.guide is None:
+            return None
         mine, theirs = self.denoiser.net, self.guide.net
         weights = [[*map(id, net.parameters())] for net in (mine, theirs)]
         asked = [(type(d.net), d.prediction_type, d.sigma_data) for d in (self.denoiser, self.guide)]

@@ -268,7 +268,7 @@ class Pipeline:
             part = denoiser.part(which) if isinstance(denoiser, Guided) else denoiser
             pictures = sample(part, seeds[which], **how)
             drawn.append(to_uint8(pictures if autoencoder is None else autoencoder.from_latents(pictures)).cpu())
-        return torch.cat(drawn)
+        return torch.cat(drawn).contiguous()
 
     def _prepare(
         self, seeds: Sequence[int], condition: str | None, prompt: str | Sequence[str] | None, options: dict
@@ -361,4 +361,7 @@ def load(weights: str, device: torch.device | str = "cpu") -> Pipeline:
         advice = Drawing.from_card(card)
     except ValueError as error:
         raise ValueError(f"the model card of {weights} advises a drawing that does not exist: {error}") from None
-    return Pipeline(pretrained.load(weights, device, card), card, advice, str(weights), device)
+    denoiser = pretrained.load(weights, device, card)
+    for net in filter(None, (denoiser.net, denoiser.autoencoder)):
+        net.to(memory_format=torch.channels_last)  # as convolutions compute, which need not rearrange numbers then
+    return Pipeline(denoiser, card, advice, str(weights), device)

@@ -232,6 +232,19 @@ def test_mixing_devices_is_what_these_tests_see(gpu):
         net(torch.zeros(2, 3, 16, 16), there(2, whole=100))
 
 
+@torch.no_grad()
+def test_both_guesses_of_skip_layer_guidance_compile_as_one_graph():
+    torch.manual_seed(0)
+    denoiser = Denoiser(built(NETWORKS["skips and attention"]), SCHEDULE, "sample")
+    for parameter in denoiser.net.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    both = Guided(denoiser, guide=skip_layers(denoiser, ["encoder.3"]), guidance_scale=2).both.net
+    x, t = torch.randn(2, 3, 16, 16), torch.tensor([3, 80])
+    better, worse = found = torch.compile(both, backend="aot_eager", fullgraph=True)(x, t)
+    torch.testing.assert_close(found, both(x, t))
+    assert not torch.allclose(better, worse)
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks_compile_as_one_graph(name):
     """Forward and backward, as on a GPU, but for the code generator, which would take minutes."""

@@ -162,12 +162,12 @@ def test_another_worse_guess_takes_the_place_of_the_advised_one():
 @pytest.fixture(scope="module")
 def by_hand(files):
     """Function: the pictures of the weights "advised" for given options, written out with the sampler itself."""
-    denoiser, seeds = pretrained.load(files["advised"]), range(4)
+    denoiser, seeds = pipeline.load(files["advised"]).denoiser, range(4)
 
     def draw(
         sampler="ddpm", steps=7, scale=3.0, guide="weak", skipped=(), interval=(10, 70), shift=3, both=False, **walk
     ):
-        worse = pretrained.load(files[guide]) if guide else skip_layers(denoiser, skipped) if skipped else None
+        worse = pipeline.load(files[guide]).denoiser if guide else skip_layers(denoiser, skipped) if skipped else None
         denoise = Guided(denoiser, conditions(SHARES, seeds), worse, scale, interval, shift, both)
         return to_uint8(sample(denoise, seeds, SHAPE, sampler, steps, **walk))
 
@@ -511,7 +511,7 @@ def test_what_cannot_be_enlarged_is_an_error(files):
 def shipped_by_hand(name, seeds, steps):
     """What the model card asks for, put together out of sampler, guidance and autoencoder."""
     card = json.loads((pretrained.FOLDER / f"{name}.json").read_text())
-    denoiser, advice = pretrained.load(name), card.get("drawing", {})
+    denoiser, advice = pipeline.load(name).denoiser, card.get("drawing", {})
     cond = None
     if "conditions" in card:
         cond = conditions(card["conditions"], seeds)
@@ -525,7 +525,7 @@ def shipped_by_hand(name, seeds, steps):
     sampler = advice.get("sampler", "dpm_solver_pp")
     if "autoencoder" not in card:
         return to_uint8(sample(denoiser, seeds, (3, card["size"], card["size"]), sampler, steps))
-    decoder = pretrained.load(card["autoencoder"]).net
+    decoder = pipeline.load(card["autoencoder"]).denoiser.net
     shape = decoder.latent_shape(card["size"], card["size"])
     return to_uint8(decoder.from_latents(sample(denoiser, seeds, shape, sampler, steps, clip_sample=False)))
 
@@ -542,7 +542,7 @@ def test_shipped_weights_draw_as_their_card_says_or_say_why_not(name):
     if kind == "super_resolution":
         small = pipeline.load("toy-cars-resnet")(range(2), steps=2)
         pictures = pipe.enlarge(small, range(2), steps=2)
-        assert torch.equal(pictures, enlarged_by_hand(pretrained.load(name), to_float(small), range(2), 100, steps=2))
+        assert torch.equal(pictures, enlarged_by_hand(pipe.denoiser, to_float(small), range(2), 100, steps=2))
     elif kind != "autoencoder":
         pictures = pipe(seeds=range(2), steps=2)
         assert torch.equal(pictures, shipped_by_hand(name, range(2), 2))
@@ -551,6 +551,16 @@ def test_shipped_weights_draw_as_their_card_says_or_say_why_not(name):
     if kind != "autoencoder":
         assert pictures.dtype == torch.uint8 and pictures.shape == (2, 3, pipe.card["size"], pipe.card["size"])
         assert pictures.float().std() > 20 and not torch.equal(pictures[0], pictures[1])
+
+
+def test_pictures_do_not_depend_on_how_weights_lie_in_memory():
+    pipe = pipeline.load("stanford-cars-latent")
+    pictures = pipe(range(2), steps=2)
+    for net in (pipe.denoiser.net, pipe.denoiser.autoencoder):
+        assert all(p.is_contiguous(memory_format=torch.channels_last) for p in net.parameters() if p.dim() == 4)
+    plain = replace(pipe, denoiser=pretrained.load("stanford-cars-latent"))(range(2), steps=2)
+    torch.testing.assert_close(pictures, plain, atol=1, rtol=0)
+    assert pictures.is_contiguous()
 
 
 @pytest.mark.parametrize("seeds", [3, [-1], range(2**32 - 2, 2**32 + 2), [1.5], []])
