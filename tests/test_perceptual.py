@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from diffusion_utils import evaluation, networks
+from diffusion_utils import evaluation, networks, pretrained
 from diffusion_utils.data import toy_cars
 from diffusion_utils.networks.autoencoder import pixel_loss
 from diffusion_utils.training import TrainConfig, perceptual, train
@@ -109,3 +109,10 @@ def test_what_does_not_go_together_is_said(tmp_path):
         TrainConfig(network=NETWORK, objective="decoder", adversarial_weight=-1.0)
     with pytest.raises(ValueError, match="trains a critic, which is not shared: start it in one process"):
         check_share(TrainConfig(network=NETWORK, objective="decoder"), 2)
+
+
+def test_the_shipped_decoder_was_trained_on_and_its_latents_are_those_of_before():
+    after = pretrained.load(pretrained.autoencoder_of("stanford-cars-latent"))
+    before = pretrained.load("stanford-cars-autoencoder-4-pixels").net.state_dict()
+    for name, value in after.net.state_dict().items():
+        assert torch.equal(before[name], value) != name.startswith("decoder"), name
