@@ -212,11 +212,12 @@ def rulers():
     yield "way of drawing", *names.values(), *(f"{name.replace('_', ' ')}:" for name in others)
 
     def cells(scores: dict) -> list[str]:
-        return [f"{1000 * scores[name]:.1f}" for name in names] + [f"{scores[name]:.3f}" for name in others]
+        return [thousand({"kid": scores[name]}, 1) for name in names] + [f"{scores[name]:.3f}" for name in others]
 
     rows = [row for row in read(f"guidance-{HEADLINE}") if row.get("part") == "validation"]
     for row in rows:
-        yield row["way"], *cells(row["generated"])
+        way = row["way"].replace("without encoder.7", "skip-layer guidance")
+        yield way.replace("free", "free guidance"), *cells(row["generated"])
     yield "real photographs", *cells(rows[0]["floor"])
 
 

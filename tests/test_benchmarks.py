@@ -345,6 +345,18 @@ def test_every_sampler_is_measured_once_with_every_number_of_steps(tmp_path, mon
     assert json.loads((tmp_path / "samplers-mine.json").read_text()) == rows
 
 
+@pytest.mark.parametrize("part", ["validation"])
+def test_what_comes_with_the_repository_is_not_measured_again(tmp_path, monkeypatch, part):
+    stored = (ways.RESULTS / "guidance-stanford-cars-1m.json").read_bytes()
+    (tmp_path / "guidance-stanford-cars-1m.json").write_bytes(stored)
+    monkeypatch.setattr(Pipeline, "__call__", None)  # would fail if it were called
+    rows = [row for row in json.loads(stored) if row.get("part") == part]
+    (count,) = {row["count"] for row in rows}
+    own = ["--part", part, "--count", str(count), "--only", *(row["way"] for row in rows)]
+    ways.main(["guidance", *own, "--results", str(tmp_path)])
+    assert (tmp_path / "guidance-stanford-cars-1m.json").read_bytes() == stored
+
+
 # ---------------------------------------------------------------- speed
 
 
