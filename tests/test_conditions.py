@@ -368,6 +368,8 @@ def test_latents_of_each_size_have_a_network_of_their_own(stem, width):
             "works on pixels",
         ),
         (["--objective", "autoencoder", "--kl-weight", "-1"], "kl_weight must be at least 0"),
+        (["--objective", "decoder", "--adversarial-weight", "-1"], "adversarial_weight must be at least 0"),
+        (["--objective", "decoder", "--compile", "yes"], "compiled code drops: leave compile out"),
     ],
 )
 def test_what_does_not_go_together_is_said(few, tmp_path, capsys, arguments, message):

@@ -114,6 +114,8 @@ class TrainConfig:
             raise ValueError("objective 'consistency' weighs its loss in its own way: leave min_snr_gamma out")
         if self.objective == "consistency" and self.zero_terminal_snr:
             raise ValueError("objective 'consistency' needs a little signal everywhere: leave zero_terminal_snr out")
+        if self.objective == "decoder" and self.compile == "yes":
+            raise ValueError("objective 'decoder' follows gradients that compiled code drops: leave compile out")
         if self.network is not None and self.reconstructs != (self.network.get("name") == "autoencoder"):
             raise ValueError(
                 "objective 'autoencoder' (or 'decoder') and network 'autoencoder' belong together: give both or neither"
