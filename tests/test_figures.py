@@ -67,6 +67,20 @@ def test_without_measurements_there_is_no_learning_curve(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_the_rulers_are_drawn_against_each_other_on_validation(tmp_path, monkeypatch):
+    scores = {"kid": 0.1, "kid_early": 0.3}
+    rows = [{"way": "old", "generated": scores}]
+    (tmp_path / "guidance-stanford-cars-1m.json").write_text(json.dumps(rows))
+    with pytest.raises(FileNotFoundError, match="ways.py guidance --part validation"):
+        figures.rulers(tmp_path, tmp_path)
+    rows += [{"way": "a", "part": "validation", "generated": scores, "floor": {"kid": 0, "kid_early": -0.01}}]
+    (tmp_path / "guidance-stanford-cars-1m.json").write_text(json.dumps(rows))
+    given, points = [], figures.points
+    monkeypatch.setattr(figures, "points", lambda *args: given.append(args) or points(*args))
+    assert "</svg>" in figures.rulers(tmp_path, tmp_path).read_text()
+    assert given[0][0] == {"a": [(100, 300, "")], "photographs": [(0, -10, "")]}
+
+
 def test_drawings_are_vectors_on_white_and_the_same_every_time(tmp_path):
     for draw in (figures.encoder_decoder, figures.segnet, figures.u_net):
         first, again = (draw(tmp_path / name) for name in ("a", "b"))

@@ -278,6 +278,21 @@ def learning_curve(results: Path = Path("benchmarks/results")):
     return drawn
 
 
+@figure("rulers.svg")
+def rulers(results: Path = Path("benchmarks/results")):
+    """KID of ways of drawing by an early and by the last layer of one network, on validation photographs; measured
+    by benchmarks/ways.py guidance."""
+    file = results / "guidance-stanford-cars-1m.json"
+    rows = [row for row in json.loads(file.read_bytes()) if row.get("part") == "validation"] if file.exists() else []
+    if not rows:
+        command = "benchmarks/ways.py guidance --part validation"
+        raise FileNotFoundError(f"{results} holds no ways of drawing measured on validation: run {command}")
+    scores = {row["way"].replace("without encoder.7", "skip-layer"): row["generated"] for row in rows}
+    scores["photographs"] = rows[0]["floor"]
+    ways = {way: [(1000 * score["kid"], 1000 * score["kid_early"], "")] for way, score in scores.items()}
+    return points(ways, "KID × 1000, last layer", "KID × 1000, early layer")
+
+
 @figure("peers-32-cpu.png")
 def peers(results: Path = Path("benchmarks/results")):
     """What each network of benchmarks/peers.py draws after equal minutes of training, seeds 0 … 7."""
