@@ -12,7 +12,7 @@ from diffusion_utils.evaluation.metrics import colour_spread, contrast, copy_rat
 
 # Besides the last layer of an extractor, whose figures have plain names: which others measure KID, and under which
 # name.  An early layer sees colour, contrast and texture.  A larger sibling is a second opinion, though siblings
-# agree more than strangers would; no package brings the weights of a stranger.
+# agree more than strangers would; we found no package with the weights of a stranger.
 OTHERS = {
     "efficientnet_lite0": {"kid_early": "efficientnet_lite0_early", "kid_lite2": "efficientnet_lite2"},
     "inception": {"kid_early": "inception_early"},
