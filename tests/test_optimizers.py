@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from diffusion_utils import networks
-from diffusion_utils.training.optimizers import BETAS, make_optimizer
+from diffusion_utils.training import optimizers
+from diffusion_utils.training.optimizers import BETAS, make_optimizer, orthogonalized
 
 RATE = 0.01
 SMALL = {
@@ -16,6 +17,12 @@ SMALL = {
     "unet": {"channels": (8, 16), "depth": 1},
 }
 every_network = pytest.mark.parametrize("name", SMALL)
+
+
+@pytest.fixture
+def bf16(monkeypatch):
+    """As on a device that multiplies bfloat16 in hardware, which torch's own Muon takes for granted."""
+    monkeypatch.setattr(optimizers, "bf16_is_native", lambda device: True)
 
 
 def start(name="resnet", optimizer="muon", weight_decay=0.0):
@@ -86,6 +93,16 @@ def test_the_rest_follows_adamw_exactly(name):
     assert all(not torch.equal(after[n], before[n]) for n in after)  # and nothing is left out
 
 
+@pytest.mark.parametrize("native", [True, False])
+def test_muon_multiplies_in_bfloat16_only_where_that_is_fast(native, monkeypatch):
+    monkeypatch.setattr(optimizers, "bf16_is_native", lambda device: native)
+    matrix = torch.randn(6, 10, generator=torch.Generator().manual_seed(0))
+    update = orthogonalized(matrix)
+    assert update.dtype == (torch.bfloat16 if native else torch.float32)
+    assert ((torch.linalg.svdvals(update.float()) - 1).abs() < 0.4).all()
+
+
+@pytest.mark.usefixtures("bf16")
 def test_muon_keeps_a_momentum_and_shrinks_weights():
     """Two steps by hand, in torch's own Muon on a convolution written as a matrix."""
     net, optimizer = start(weight_decay=0.5)
@@ -144,6 +161,7 @@ def test_muon_goes_on_from_its_state(tmp_path):
     assert all(torch.equal(value, weights(net)[n]) for n, value in weights(twin).items())
 
 
+@pytest.mark.usefixtures("bf16")
 def test_muon_goes_on_from_the_state_of_an_earlier_version():
     """Which kept two optimizers, torch's Muon on matrices and AdamW, and stored the state of each."""
     net, optimizer = start(weight_decay=0.1)

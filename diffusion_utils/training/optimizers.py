@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from diffusion_utils.training.arithmetic import bf16_is_native
+
 BETAS = (0.9, 0.99)
 
 
@@ -81,15 +83,13 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalized(matrix: Tensor, steps: int = 5) -> Tensor:
-    """A matrix (m, n) with its singular values moved near 1 and its directions kept, in bfloat16 where the device can.
+    """A matrix (m, n) with its singular values moved near 1 and its directions kept.
 
     Newton and Schulz's iteration X ← a·X + (b·A + c·A²)·X, A = X·Xᵀ, with Jordan et al.'s coefficients, which
     raise small values fastest and leave all between about 0.7 and 1.2.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    # GPUs before bfloat16 would compute it in software.
-    slow = matrix.is_cuda and not torch.cuda.is_bf16_supported(including_emulation=False)
-    x = matrix.float() if slow else matrix.bfloat16()
+    x = matrix.bfloat16() if bf16_is_native(matrix.device) else matrix.float()  # in software bfloat16 is far slower
     x = x.T if x.shape[0] > x.shape[1] else x
     x = x / x.norm().clamp(min=1e-7)
     for _ in range(steps):
