@@ -31,7 +31,8 @@ class Exporter(HTMLExporter):
     def __init__(self):
         config = {
             "ExtractOutputPreprocessor": {"enabled": True},
-            # Only Colab needs the cell that fetches the package there.
+            # Code that the notebook folds away, and all of the cell that only Colab needs.
+            "TagRemovePreprocessor": {"enabled": True, "remove_input_tags": ["remove-input"]},
             "RegexRemovePreprocessor": {"enabled": True, "patterns": [r"[\s\S]*google\.colab"]},
             "NbConvertBase": {"display_data_priority": ["image/png", "text/html", "text/markdown", "text/plain"]},
         }
@@ -58,6 +59,9 @@ def cells(notebook: nbformat.NotebookNode, path: Path, exporter: Exporter, folde
     resources = {"unique_key": path.stem, "output_files_dir": "pictures"}
     try:
         describe_pictures(notebook)
+        for cell in notebook.cells:
+            if cell.metadata.get("jupyter", {}).get("source_hidden"):
+                cell.metadata["tags"] = [*cell.metadata.get("tags", []), "remove-input"]
         text, resources = exporter.from_notebook_node(notebook, resources)
     except ValueError as error:
         raise ValueError(f"{path.name}: {error}") from error
