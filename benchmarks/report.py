@@ -313,6 +313,17 @@ def toy_prompts():
 
 
 @table
+def inlets():
+    yield "inlet", "pictures seen:", "w:", "seen kinds:", "held-out kinds:"
+    names = {"both": "both", "pooled": "pooled vector", "cross": "cross-attention"}
+    for inlet, name in names.items():
+        rows = read(f"prompts-toy-text-{inlet}")
+        for row in sorted(rows, key=lambda row: (row["images_seen"], row["guidance_scale"])):
+            shares = (f"{row[part]['all']:.3f}" for part in ("seen", "held_out"))
+            yield name, f"{row['images_seen']:,}", f"{row['guidance_scale']:g}", *shares
+
+
+@table
 def latent_costs():
     macs = "million MACs a step:", "decoder, once:"
     yield "", "pictures seen:", "minutes:", "of them autoencoder:", *macs, "16 cars, 2 threads:", "ratio:"
