@@ -15,6 +15,7 @@ from diffusion_utils.schedule import Schedule, make_schedule, to_device
 from diffusion_utils.training.config import TrainConfig
 
 Share = tuple[int, int]  # (i, n): of n processes the i-th
+LOG_NOISE_LEVELS = {"lognormal": (-1.2, 1.2), "logitnormal": (0.0, 1.0)}  # mean and deviation of ln(σ/α)
 
 
 class Batch(NamedTuple):
@@ -92,7 +93,8 @@ def make_batch(
         t = torch.randint(config.num_train_timesteps, (batch,), device=device, generator=generator)
     else:
         levels = _log_noise_levels(config.schedule, config.num_train_timesteps, config.zero_terminal_snr)
-        drawn = -1.2 + 1.2 * torch.randn(batch, device=device, generator=generator)
+        mean, deviation = LOG_NOISE_LEVELS[config.timestep_sampling]
+        drawn = mean + deviation * torch.randn(batch, device=device, generator=generator)
         t = torch.searchsorted(to_device(levels, device), drawn).clamp(max=config.num_train_timesteps - 1)
     noise = torch.randn(batch, *(noise_shape or x0.shape[1:]), device=device, generator=generator)
     part = _part(batch, share)

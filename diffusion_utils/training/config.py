@@ -41,8 +41,9 @@ class TrainConfig:
     num_train_timesteps: int = 1000  # T, the number of timesteps.
     zero_terminal_snr: bool = False  # Stretch the schedule so that nothing of the picture is left at the end.
     # "uniform" draws every t equally often; "lognormal" draws ln(σ/α) from a normal distribution (mean -1.2,
-    # deviation 1.2: Karras et al. 2022, table 1), so that the middle noise levels are seen most.
-    timestep_sampling: Literal["uniform", "lognormal"] = "uniform"
+    # deviation 1.2: Karras et al. 2022, table 1), so that the middle noise levels are seen most; "logitnormal" the
+    # same with mean 0 and deviation 1 (of flow matching's τ that is the logit: Esser et al. 2024, 2403.03206).
+    timestep_sampling: Literal["uniform", "lognormal", "logitnormal"] = "uniform"
     # Weigh the loss by Min-SNR-γ, 5 in the paper; None: every timestep counts the same.
     min_snr_gamma: float | None = None
     # With min_snr_gamma, the least weight of an error of x̂₀; see `prediction.min_snr_weight`.
@@ -114,15 +115,16 @@ class TrainConfig:
             raise ValueError(
                 "snr_floor would weigh an error in ε by floor/SNR, without limit: use sample or v_prediction"
             )
-        if self.prediction_type == "epsilon" and self.zero_terminal_snr:
+        ends_in_noise = "schedule flow" if self.schedule == "flow" else self.zero_terminal_snr and "zero_terminal_snr"
+        if self.prediction_type == "epsilon" and ends_in_noise:
             raise ValueError(
                 "epsilon prediction cannot learn where no signal is left: use sample or v_prediction, or leave "
-                "zero_terminal_snr out"
+                f"{ends_in_noise} out"
             )
         if self.objective == "consistency" and self.min_snr_gamma is not None:
             raise ValueError("objective 'consistency' weighs its loss in its own way: leave min_snr_gamma out")
-        if self.objective == "consistency" and self.zero_terminal_snr:
-            raise ValueError("objective 'consistency' needs a little signal everywhere: leave zero_terminal_snr out")
+        if self.objective == "consistency" and ends_in_noise:
+            raise ValueError(f"objective 'consistency' needs a little signal everywhere: leave {ends_in_noise} out")
         if self.objective == "decoder" and self.compile == "yes":
             raise ValueError("objective 'decoder' follows gradients that compiled code drops: leave compile out")
         if self.network is not None and self.reconstructs != (self.network.get("name") == "autoencoder"):
