@@ -53,7 +53,7 @@ def run(path: Path, sources: list[str]) -> tuple[ipywidgets.VBox, dict]:
     """The widget at the end of the last of these cells, and the names that the cells define."""
     names, box = {}, None
     matplotlib.use("Agg")
-    with contextlib.chdir(path.parent), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
+    with contextlib.chdir(path.parent), contextlib.redirect_stdout(io.StringIO()), torch.enable_grad():
         for source in sources:
             tree = ast.parse(source)
             last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
