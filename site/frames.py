@@ -40,10 +40,10 @@ def figures(path: Path, folder: Path, drawn: bool) -> Iterator[tuple[int, dict]]
             with Image.open(io.BytesIO(image.value)) as picture:
                 # Not WebP: it halves the resolution of colours, and noise would turn grey.
                 put_jpeg(folder / name, picture, quality=90, subsampling=0)
-                shape = picture.height / picture.width
+                shape, own = picture.height / picture.width, f"{picture.width}px"
             words = re.sub(r"\s+·\s+", ", ", BeautifulSoup(label.value, "html.parser").get_text())
             frames[k] = [name, label.value, f"The pictures: {words}"]
-        width = int(image.layout.width.removesuffix("px"))
+        width = int((image.layout.width or own).removesuffix("px"))
         start = frames[sum(control["start"] * control["stride"] for control in controls)]
         values = {"frames": [frames[k] for k in sorted(frames)], "controls": controls, "start": start}
         yield place, values | {"width": width, "height": round(width * shape)}
