@@ -165,7 +165,7 @@ def test_what_an_exercise_asks_to_build_runs_after_the_notebooks_own_cells(path,
             space |= {name: value for name, value in SMALL.items() if name in space}
 
 
-@pytest.mark.parametrize("stem", [path.stem for path in NOTEBOOKS[:3]])
+@pytest.mark.parametrize("stem", [path.stem for path in NOTEBOOKS[:4]])
 def test_a_notebook_has_something_to_predict_to_change_and_to_build(stem):
     text = "\n".join(cell.source for cell in cells(FOLDER / f"{stem}.ipynb", "markdown"))
     assert "*Predict, then run:*" in text.split("## Exercises")[0]
