@@ -13,6 +13,7 @@ from diffusion_utils.prediction import PredictionType
 from diffusion_utils.sampling import checked_seeds
 from diffusion_utils.schedule import Schedule, ScheduleName, make_schedule
 
+Precision = Literal["auto", "no", "bf16", "fp16"]
 BUDGET = ("steps", "images", "minutes")
 # What may differ when a run is resumed: when to stop and how often to report, not what is learnt.
 FREE_ON_RESUME = {*BUDGET, "log_every", "checkpoint_every"}
@@ -73,7 +74,7 @@ class TrainConfig:
     seed: int = 0  # Of the initial weights, the order of the pictures, the noise and the timesteps.
     # Precision of the network's arithmetic; "auto": bf16 where the device computes in it natively, else fp16 with a
     # scaled loss on NVIDIA's GPUs with tensor cores (a T4), else float32 (no).
-    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    mixed_precision: Precision = "auto"
     # Use torch.compile; "auto": on a GPU that can, where the budget is long enough to earn it.
     compile: Literal["auto", "no", "yes"] = "auto"
     log_every: int = 20  # Steps from one record to the next.
