@@ -293,31 +293,35 @@ class Latent:
     """
 
     # Of networks that take captions: names or paths; a folder means the weights.safetensors in it.
-    weights: tyro.conf.Positional[tuple[str, ...]]
+    weights: tyro.conf.Positional[tuple[str, ...]] = ()
     # Weights of autoencoders, which are measured alone.
     autoencoders: tuple[str, ...] = tuple(name for name in pretrained.names() if "autoencoder" in name)
     only: tuple[str, ...] = ()  # Names of some ways of drawing; default: all.
     count: int = 748  # How many held-out captions.
+    # Of the autoencoders: which held-out photographs, those of "validation" to choose by, those of "test" to report.
+    part: sets.Part = "test"
     results: Path = RESULTS  # The folder of the results.
 
     def __call__(self) -> None:
-        paths = by_name(self.weights).values()
-        size = [card_with_prompts(path)["size"] for path in paths][0]
+        paths, encoders = by_name(self.weights).values(), by_name(self.autoencoders)
+        size = [card["size"] for card in (*map(card_with_prompts, paths), *map(pretrained.card, encoders.values()))][0]
         ways = {way: LATENT[way] for way in chosen("way of drawing", self.only, LATENT)}
         results = Results(self.results / "latent.json", {"autoencoders": {}, "networks": []}, "networks")
-        for name in self.autoencoders:
-            self.measure_autoencoder(results, name, size)
+        for name, path in encoders.items():
+            self.measure_autoencoder(results, name, path, size)
+        if not paths:
+            return
         prompts = photograph_prompts(size, self.count)
         for path in paths:
             measure_prompts(results, path, ways, *prompts)
 
-    def measure_autoencoder(self, results: Results, name: str, size: int) -> None:
+    def measure_autoencoder(self, results: Results, name: str, path: str, size: int) -> None:
         """What of photographs does not come back."""
-        settings = {"images_seen": pretrained.card(name)["images_seen"], "part": "test"}
-        rows = results.document["autoencoders"]
+        settings = {"images_seen": pretrained.card(path)["images_seen"], "part": self.part}
+        rows = results.document.setdefault("autoencoders" if self.part == "test" else "on_validation", {})
         if any(rows.get(name, {}).get(key) != value for key, value in settings.items()):
-            encoder, cars = pretrained.load_autoencoder(name), sets.load("stanford_cars", size)
-            train, held_out = cars.images, cars.part("test")
+            encoder, cars = pretrained.load_autoencoder(path), sets.load("stanford_cars", size)
+            train, held_out = cars.images, cars.part(self.part)
             sources = train[torch.linspace(0, len(train) - 1, len(held_out)).round().long()]
             again = to_uint8(encoder.from_latents(encoder.to_latents(to_float(sources))))
             scores = reconstruction_quality(encoder, held_out)

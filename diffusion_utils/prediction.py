@@ -6,6 +6,7 @@ Given x_t = α·x₀ + σ·ε (α = √ᾱ_t, σ = √(1-ᾱ_t), so α² + σ² 
     "sample"        x₀                the clean picture
     "v_prediction"  v = α·ε - σ·x₀    Salimans & Ho 2022 (2202.00512), section 4
     "edm"           F = (σ·x₀/d - α·d·ε)/n    Karras et al. 2022 (2206.00364), eq. 7
+    "flow_prediction"   u = ε - x₀    Lipman et al. 2022 (2210.02747); Liu et al. 2022 (2209.03003)
 
 They are equal on paper and very different for a network: turning an ε into an x₀ multiplies the
 network's error by σ/α, which grows without bound as the noise takes over.
@@ -18,6 +19,13 @@ n = √(α²d² + σ²) (that of x_t):
 
 The network's input and its target both have variance 1 at every noise level.  For d = 1 this is
 -v exactly: v takes the pictures to be as strong as the noise, EDM measures how strong they are.
+
+Flow matching is written for y = (1-τ)·x₀ + τ·ε with τ from 0 to 1.  That is x_t in another scale: with
+τ = σ/(α+σ), y = x_t/(α+σ).  The network's input is y, its target u = dy/dτ, and
+
+    x̂₀ = y - τ·u = (x_t - σ·u)/(α+σ)        ε̂ = y + (1-τ)·u = (x_t + α·u)/(α+σ)
+
+so that u = (α+σ)·v + (σ-α)·x_t.  It works on every schedule; `schedule.flow` spaces τ evenly, as the papers do.
 """
 
 from contextlib import nullcontext
@@ -30,7 +38,7 @@ from torch import Tensor, nn
 from diffusion_utils.checks import check_kind, suggestions
 from diffusion_utils.schedule import Schedule
 
-PredictionType = Literal["epsilon", "sample", "v_prediction", "edm"]
+PredictionType = Literal["epsilon", "sample", "v_prediction", "edm", "flow_prediction"]
 PREDICTION_TYPES = get_args(PredictionType)
 
 
@@ -40,7 +48,7 @@ def target(
     """What the network should answer for x_t = alpha·x0 + sigma·noise.
 
     Args:
-        prediction_type: "epsilon", "sample", "v_prediction" or "edm".
+        prediction_type: one of `PREDICTION_TYPES`.
         x0, noise: pictures in [-1, 1] and standard normal noise, both (N, C, H, W).
         alpha, sigma: from `Schedule.alpha_sigma`, broadcastable to x0.
         sigma_data: for "edm": the root mean square of the pictures (0.5 in the paper).
@@ -55,19 +63,24 @@ def target(
         return x0
     if prediction_type == "v_prediction":
         return alpha * noise - sigma * x0
+    if prediction_type == "flow_prediction":
+        return noise - x0
     return (sigma / sigma_data * x0 - alpha * sigma_data * noise) / _norm(alpha, sigma, sigma_data)
 
 
 def network_input(prediction_type: str, x_t: Tensor, alpha: Tensor, sigma: Tensor, sigma_data: float = 0.5) -> Tensor:
-    """What the network gets as its input: x_t, but for "edm" x_t/n, which has variance 1 at every noise level."""
+    """What the network gets as its input: x_t; for "edm" x_t/n, which has variance 1 at every noise level; for
+    "flow_prediction" x_t/(α+σ), which lies on the straight line from x₀ to ε."""
     check_prediction_type(prediction_type)
+    if prediction_type == "flow_prediction":
+        return x_t / (alpha + sigma)
     return x_t / _norm(alpha, sigma, sigma_data) if prediction_type == "edm" else x_t
 
 
 def to_sample(
     prediction_type: str, output: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor, sigma_data: float = 0.5
 ) -> Tensor:
-    """x̂₀ from the network's output: (x_t - σε̂)/α, x̂₀ itself, α·x_t - σ·v̂, or EDM's sum (above).
+    """x̂₀ from the network's output: (x_t - σε̂)/α, x̂₀ itself, α·x_t - σ·v̂, EDM's sum (above) or (x_t - σû)/(α+σ).
 
     For "epsilon" alpha must not be 0: where no signal is left, ε says nothing about the picture.
     """
@@ -78,6 +91,8 @@ def to_sample(
         return output
     if prediction_type == "v_prediction":
         return alpha * x_t - sigma * output
+    if prediction_type == "flow_prediction":
+        return (x_t - sigma * output) / (alpha + sigma)
     n = _norm(alpha, sigma, sigma_data)
     return alpha * (sigma_data / n) ** 2 * x_t + sigma * sigma_data / n * output
 
@@ -85,7 +100,7 @@ def to_sample(
 def to_epsilon(
     prediction_type: str, output: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor, sigma_data: float = 0.5
 ) -> Tensor:
-    """ε̂ from the network's output: ε̂ itself, (x_t - αx̂₀)/σ, σ·x_t + α·v̂, or σ/n²·x_t - (α·d/n)·F.
+    """ε̂ from the network's output: ε̂ itself, (x_t - αx̂₀)/σ, σ·x_t + α·v̂, σ/n²·x_t - (α·d/n)·F or (x_t + αû)/(α+σ).
 
     For "sample" sigma must not be 0: where there is no noise, x₀ says nothing about it.
     """
@@ -96,6 +111,8 @@ def to_epsilon(
         return (x_t - alpha * output) / sigma
     if prediction_type == "v_prediction":
         return sigma * x_t + alpha * output
+    if prediction_type == "flow_prediction":
+        return (x_t + alpha * output) / (alpha + sigma)
     n = _norm(alpha, sigma, sigma_data)
     return sigma / n**2 * x_t - alpha * sigma_data / n * output
 
@@ -103,7 +120,7 @@ def to_epsilon(
 def convert(
     output: Tensor, from_type: str, to_type: str, x_t: Tensor, alpha: Tensor, sigma: Tensor, sigma_data: float = 0.5
 ) -> Tensor:
-    """The same prediction, expressed as another type (any of the four to any other)."""
+    """The same prediction, expressed as another type (any of the five to any other)."""
     check_prediction_type(to_type)
     if from_type == to_type:  # no detour through x₀ and ε, which would divide by α or σ for nothing
         return output
@@ -119,10 +136,11 @@ def min_snr_weight(
 
     Min-SNR-γ (Hang et al. 2023, 2303.09556, section 3.4).  Measured on x₀ the weight is
     min(SNR, γ); an error in ε is an error in x₀ times √SNR, one in v times √(SNR+1), one in EDM's F
-    times √(SNR + 1/d²), hence
+    times √(SNR + 1/d²), one in u times √SNR + 1, hence
 
         "sample": min(SNR, γ)      "v_prediction": min(SNR, γ)/(SNR+1)
         "epsilon": min(SNR, γ)/SNR      "edm": min(SNR, γ)/(SNR + 1/d²)
+        "flow_prediction": min(SNR, γ)/(√SNR + 1)²
 
     With a floor, max(floor, min(SNR, γ)) stands for min(SNR, γ): nearly clean pictures count more, as
     in Min-SNR-γ, and nearly pure noise still counts (as in max(SNR, 1), the "truncated SNR" of Salimans
@@ -144,6 +162,8 @@ def min_snr_weight(
         return on_x0 / snr if floor else gamma / snr.clamp(min=gamma)
     if prediction_type == "sample":
         return on_x0
+    if prediction_type == "flow_prediction":
+        return on_x0 / (snr.sqrt() + 1) ** 2
     return on_x0 / (snr + (1 if prediction_type == "v_prediction" else sigma_data**-2))
 
 
@@ -184,7 +204,7 @@ class Denoiser:
             raise ValueError(f"sigma_data must be greater than 0, not {self.sigma_data}")
         if self.prediction_type == "epsilon" and float(self.schedule.alphas_cumprod[-1]) == 0:
             raise ValueError(
-                "epsilon prediction cannot work with a zero-terminal-SNR schedule: at the last "
+                "epsilon prediction cannot work with a zero-terminal-SNR schedule, such as flow: at the last "
                 "timestep nothing of the picture is left; use 'v_prediction' or 'sample'"
             )
 

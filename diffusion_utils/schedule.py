@@ -19,7 +19,7 @@ from torch import Tensor
 
 from diffusion_utils.checks import suggestions
 
-ScheduleName = Literal["linear", "cosine"]
+ScheduleName = Literal["linear", "cosine", "flow"]
 SCHEDULES = get_args(ScheduleName)
 
 
@@ -177,15 +177,28 @@ def cosine(num_train_timesteps: int = 1000) -> Schedule:
     return Schedule((1 - betas).cumprod(0), name="cosine")
 
 
+def flow(num_train_timesteps: int = 1000) -> Schedule:
+    """Flow matching's straight path (Lipman et al. 2022, 2210.02747; Liu et al. 2022, 2209.03003) as a schedule.
+
+    There y = (1-τ)·x₀ + τ·ε.  Divided by n = √((1-τ)² + τ²), so that α² + σ² = 1, this is x_t with
+    α = (1-τ)/n and σ = τ/n, hence τ = σ/(α+σ).  Timestep t stands for τ = (t+1)/T, which 🤗 diffusers'
+    FlowMatchEulerDiscreteScheduler calls sigma.  At the last one τ = 1 and nothing of the picture is left; τ = 0,
+    the finished picture, is t = -1, as in every schedule.
+    """
+    _check_timesteps(num_train_timesteps)
+    tau = torch.arange(1, num_train_timesteps + 1, dtype=torch.float64) / num_train_timesteps
+    return Schedule((1 - tau) ** 2 / ((1 - tau) ** 2 + tau**2), name="flow")
+
+
 def make_schedule(name: str = "cosine", num_train_timesteps: int = 1000, zero_terminal_snr: bool = False) -> Schedule:
-    """A schedule by name ("linear" or "cosine"); this is what configurations and model cards call.
+    """A schedule by name ("linear", "cosine" or "flow"); this is what configurations and model cards call.
 
     Raises:
         ValueError: unknown name, or fewer than one timestep.
     """
     if name not in SCHEDULES:
         raise ValueError(f"unknown schedule {name!r}: choose one of {suggestions(name, SCHEDULES)}")
-    schedule = {"linear": linear, "cosine": cosine}[name](num_train_timesteps)
+    schedule = {"linear": linear, "cosine": cosine, "flow": flow}[name](num_train_timesteps)
     return schedule.rescale_zero_terminal_snr() if zero_terminal_snr else schedule
 
 

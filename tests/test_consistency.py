@@ -158,6 +158,8 @@ def test_tuning_needs_something_to_tune():
         next(train(run(objective="consistency"), images))
     with pytest.raises(ValueError, match="leave zero_terminal_snr out"):
         run(objective="consistency", zero_terminal_snr=True)
+    with pytest.raises(ValueError, match="leave schedule flow out"):
+        run(objective="consistency", schedule="flow")
     with pytest.raises(ValueError, match="objective must be one of denoising, consistency"):
         run(objective="distillation")
 

@@ -75,6 +75,7 @@ def reduced_rank(covariance, noise_to_signal, rank, kind):
         "sample": x0,
         "v_prediction": alpha * noise - sigma * x0,
         "edm": (sigma / d * x0 - alpha * d * noise) / n,
+        "flow_prediction": noise - x0,
     }[kind]
     S = x_t @ pair @ x_t.T
     values, vectors = np.linalg.eigh(S)
@@ -88,6 +89,7 @@ def reduced_rank(covariance, noise_to_signal, rank, kind):
         "sample": output,
         "v_prediction": alpha * x_t - sigma * output,
         "edm": alpha * (d / n) ** 2 * x_t + sigma * d / n * output,
+        "flow_prediction": (x_t - sigma * output) / (alpha + sigma),
     }[kind]
     error = guess - x0
     return np.trace(error @ pair @ error.T) / np.trace(covariance)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, EDMDPMSolverMultistepScheduler, EDMEulerScheduler
+from diffusers import DDIMScheduler, EDMDPMSolverMultistepScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers.training_utils import compute_snr
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -122,10 +122,62 @@ def test_edms_input_and_target_have_variance_1_at_every_noise_level(name, sigma_
     assert (shown * wanted).mean(1).abs().max() < 0.023
 
 
-@pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
+# Flow matching (Lipman et al. 2022; Liu et al. 2022).  There y = (1-τ)·x₀ + τ·ε, which is x_t/(α+σ).
+
+
+every_path = pytest.mark.parametrize("name", ["linear", "cosine", "flow"])
+
+
+@every_path
+def test_flow_shows_the_straight_path_and_asks_for_its_velocity(name):
+    x0, noise, x_t, alpha, sigma, _ = noisy(name)
+    tau, step = sigma / (alpha + sigma), 1e-6
+    y = (1 - tau) * x0 + tau * noise
+    torch.testing.assert_close(network_input("flow_prediction", x_t, alpha, sigma), y)
+    u = target("flow_prediction", x0, noise, alpha, sigma)
+    further = (1 - tau - step) * x0 + (tau + step) * noise
+    torch.testing.assert_close((further - y) / step, u, rtol=0, atol=1e-8)
+    torch.testing.assert_close(to_sample("flow_prediction", u, x_t, alpha, sigma), y - tau * u)
+    torch.testing.assert_close(to_epsilon("flow_prediction", u, x_t, alpha, sigma), y + (1 - tau) * u)
+
+
+@every_path
+def test_flow_is_v_in_another_scale(name):
+    x0, noise, x_t, alpha, sigma, _ = noisy(name)
+    v = target("v_prediction", x0, noise, alpha, sigma)
+    by_v = (alpha + sigma) * v + (sigma - alpha) * x_t
+    torch.testing.assert_close(target("flow_prediction", x0, noise, alpha, sigma), by_v)
+    guess = torch.randn_like(v)  # no target of any picture: the conversion holds for whatever is answered
+    by_guess = (alpha + sigma) * guess + (sigma - alpha) * x_t
+    torch.testing.assert_close(convert(guess, "v_prediction", "flow_prediction", x_t, alpha, sigma), by_guess)
+
+
+@pytest.mark.parametrize("kind", PREDICTION_TYPES[1:])  # ε is refused there
+def test_where_flow_leaves_no_signal_the_answer_is_still_a_picture(kind):
+    schedule = make_schedule("flow", 50)
+    x0, noise = torch.randn(2, 3, 1, 4, 4, dtype=torch.float64)
+    t = torch.tensor([0, 24, 49])
+    alpha, sigma = schedule.alpha_sigma(t, like=x0)
+    answer = target(kind, x0, noise, alpha, sigma)
+    torch.testing.assert_close(Denoiser(lambda x, t: answer, schedule, kind)(schedule.add_noise(x0, noise, t), t), x0)
+
+
+def test_a_step_of_flow_agrees_with_diffusers():
+    """Their network gets y and answers u; a step of theirs is Euler's."""
+    schedule, scheduler = make_schedule("flow"), FlowMatchEulerDiscreteScheduler(1000)
+    scheduler.set_timesteps(sigmas=[0.8, 0.3])
+    x0, noise, output = torch.randn(3, 2, 3, 4, 4)
+    (a, s), (a_next, s_next) = (schedule.alpha_sigma(t, like=x0) for t in (799, 299))  # τ = 0.8 and 0.3
+    x_t = schedule.add_noise(x0, noise, 799)
+    theirs = scheduler.step(output, scheduler.timesteps[0], x_t / (a + s)).prev_sample
+    picture, eps = (to("flow_prediction", output, x_t, a, s) for to in (to_sample, to_epsilon))
+    torch.testing.assert_close((a_next * picture + s_next * eps) / (a_next + s_next), theirs)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction", "flow_prediction"])
 def test_only_edm_looks_at_sigma_data(kind):
     x0, noise, x_t, alpha, sigma, t = noisy()
-    assert network_input(kind, x_t, alpha, sigma, 0.1) is x_t
+    assert kind == "flow_prediction" or network_input(kind, x_t, alpha, sigma, 0.1) is x_t
     for function, first, second in ((target, x0, noise), (to_sample, noise, x_t), (to_epsilon, x0, x_t)):
         one, other = (function(kind, first, second, alpha, sigma, d) for d in (0.1, 2.0))
         assert torch.equal(one, other)
@@ -137,15 +189,15 @@ def test_only_edm_looks_at_sigma_data(kind):
 @given(
     source=types,
     goal=types,
-    name=st.sampled_from(["linear", "cosine"]),
+    name=st.sampled_from(["linear", "cosine", "flow"]),
     data=st.data(),
-    T=st.integers(1, 2000),
+    T=st.integers(2, 2000),
     shape=st.lists(st.integers(1, 4), min_size=1, max_size=4),
     dtype=st.sampled_from([torch.float32, torch.float64]),
     d=st.sampled_from([0.25, 0.5, 1.0, 2.0]),
 )
 def test_conversions_there_and_back_change_nothing(source, goal, name, data, T, shape, dtype, d):
-    schedule, t = make_schedule(name, T), data.draw(st.integers(0, T - 1))
+    schedule, t = make_schedule(name, T), data.draw(st.integers(0, T - 1 - (name == "flow")))
     x_t, output = torch.randn(shape, dtype=dtype), torch.randn(shape, dtype=dtype)
     alpha, sigma = schedule.alpha_sigma(t, like=x_t)
     there = convert(output, source, goal, x_t, alpha, sigma, d)
@@ -179,13 +231,14 @@ def test_converting_to_the_same_type_divides_by_nothing(kind):
 )
 def test_weights_are_equal_once_expressed_on_the_picture(snr, gamma, dtype, d):
     snr = torch.tensor(snr, dtype=dtype)
-    # An error e in x0 is an error √SNR·e in ε, √(SNR+1)·e in v and √(SNR+1/d²)·e in EDM's F; so is
-    # the loss, squared.
+    # An error e in x0 is an error √SNR·e in ε, √(SNR+1)·e in v, √(SNR+1/d²)·e in EDM's F and (√SNR+1)·e in u; so
+    # is the loss, squared.
     on_x0 = min_snr_weight("sample", snr, gamma)
     torch.testing.assert_close(on_x0, torch.minimum(snr, torch.full_like(snr, gamma)))
     torch.testing.assert_close(min_snr_weight("epsilon", snr, gamma) * snr, on_x0)
     torch.testing.assert_close(min_snr_weight("v_prediction", snr, gamma) * (snr + 1), on_x0)
     torch.testing.assert_close(min_snr_weight("edm", snr, gamma, d) * (snr + 1 / d**2), on_x0)
+    torch.testing.assert_close(min_snr_weight("flow_prediction", snr, gamma) * (snr.sqrt() + 1) ** 2, on_x0)
 
 
 @every_type
@@ -205,13 +258,14 @@ def test_the_weighted_loss_is_the_same_whatever_is_predicted(kind, sigma_data):
 def test_with_a_floor_no_error_of_the_picture_counts_less(kind, sigma_data):
     snr = torch.tensor([1e-4, 0.3, 1.0, 3.0, 5.0, 400.0], dtype=torch.float64)
     on_x0 = torch.tensor([0.5, 0.5, 1.0, 3.0, 5.0, 5.0], dtype=torch.float64)
-    per_x0 = {"epsilon": snr, "sample": 1, "v_prediction": snr + 1, "edm": snr + 1 / sigma_data**2}[kind]
+    per_x0 = {"epsilon": snr, "sample": 1, "v_prediction": snr + 1, "edm": snr + 1 / sigma_data**2}
+    per_x0 = {**per_x0, "flow_prediction": (snr.sqrt() + 1) ** 2}[kind]
     torch.testing.assert_close(min_snr_weight(kind, snr, 5, sigma_data, floor=0.5) * per_x0, on_x0)
 
 
 @every_type
 def test_the_weight_at_no_signal_is_the_limit(kind):
-    limit = {"epsilon": 1.0, "sample": 0.0, "v_prediction": 0.0, "edm": 0.0}[kind]
+    limit = 1.0 if kind == "epsilon" else 0.0
     assert min_snr_weight(kind, torch.zeros(1)).item() == limit
 
 
@@ -234,7 +288,7 @@ def test_a_denoiser_answers_with_the_picture(kind, sigma_data):
         return answer
 
     torch.testing.assert_close(Denoiser(net, make_schedule("cosine"), kind, sigma_data)(x_t, t), x0)
-    strength = (alpha**2 * sigma_data**2 + sigma**2).sqrt() if kind == "edm" else 1
+    strength = {"edm": (alpha**2 * sigma_data**2 + sigma**2).sqrt(), "flow_prediction": alpha + sigma}.get(kind, 1)
     torch.testing.assert_close(seen[0][0], x_t / strength)
     assert seen[0][1] is t
 
@@ -280,13 +334,14 @@ def test_the_loss_is_the_mean_squared_error_of_the_target(kind, sigma_data, cond
     total, weighted = 0.0, 0.0
     for i in range(4):  # picture by picture, each with its own timestep
         a, s = alpha[i].item(), sigma[i].item()
-        n = (a**2 * sigma_data**2 + s**2) ** 0.5 if kind == "edm" else 1
+        n = {"edm": (a**2 * sigma_data**2 + s**2) ** 0.5, "flow_prediction": a + s}.get(kind, 1)
         answer = (x_t[i] / n).sin() + (cond[i] if conditional else 0)
         wanted = {
             "epsilon": noise[i],
             "sample": x0[i],
             "v_prediction": a * noise[i] - s * x0[i],
             "edm": (s * x0[i] / sigma_data - a * sigma_data * noise[i]) / n,
+            "flow_prediction": noise[i] - x0[i],
         }[kind]
         error = (answer - wanted).square().mean().item()
         total, weighted = total + error / 4, weighted + weight[i].item() * error / 4
@@ -305,6 +360,11 @@ def test_only_epsilon_is_refused_without_terminal_signal(kind, name):
         guess = Denoiser(lambda x, t: x, schedule, kind)(torch.randn(2, 3), torch.tensor([49, 0]))
         assert torch.isfinite(guess).all()
     Denoiser(torch.nn.Identity(), make_schedule(name, 50), kind)  # with signal left all are fine
+
+
+def test_epsilon_is_refused_on_the_schedule_of_flow():
+    with pytest.raises(ValueError, match="schedule, such as flow: .*use 'v_prediction' or 'sample'"):
+        Denoiser(torch.nn.Identity(), make_schedule("flow", 50), "epsilon")
 
 
 def test_unknown_types_are_refused_everywhere():

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,7 +23,7 @@ from diffusion_utils.sampling import (
     timesteps,
     trajectory,
 )
-from diffusion_utils.schedule import Schedule, cosine, linear, make_schedule
+from diffusion_utils.schedule import Schedule, cosine, flow, linear, make_schedule
 
 quick = settings(deadline=None, max_examples=25)
 every_sampler = pytest.mark.parametrize("sampler", SAMPLERS)
@@ -413,6 +413,59 @@ def test_edm_at_strength_1_is_sampled_like_minus_v(sampler):
         options = {"steps": 10, "clip_sample": False, **noise_for(sampler)}
         one, other = (sample(d, [1, 2], SHAPE, sampler, **options) for d in (v, edm))
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+def as_flow(v, schedule):
+    """The network that predicts u where `v` predicts v from x_t: u = (α+σ)·v + (σ-α)·x_t, and it gets x_t/(α+σ)."""
+
+    def u(y, t):
+        alpha, sigma = schedule.alpha_sigma(t, like=y)
+        x_t = y * (alpha + sigma)
+        return (alpha + sigma) * v(x_t, t) + (sigma - alpha) * x_t
+
+    return u
+
+
+@every_sampler
+@pytest.mark.parametrize("name", ["linear", "cosine", "flow"])
+def test_flow_is_sampled_like_v(sampler, name):
+    schedule = make_schedule(name, 50)
+    denoisers = (
+        Denoiser(network, schedule, "v_prediction"),
+        Denoiser(as_flow(network, schedule), schedule, "flow_prediction"),
+    )
+    options = {"steps": 10, "clip_sample": False, **noise_for(sampler)}
+    one, other = (sample(d, [1, 2], SHAPE, sampler, **options) for d in denoisers)
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine", "flow"])
+@pytest.mark.parametrize("steps", [1, 2, 10, 50])
+def test_ddim_is_eulers_method_along_the_straight_path(name, steps):
+    """In y = x_t/(α+σ) and τ = σ/(α+σ) a move of DDIM is y + (τ_s - τ_t)·u, whatever u is."""
+    schedule, x_T = make_schedule(name, 50), start()
+    walk = [*ddim(Denoiser(network, schedule, "flow_prediction"), schedule, x_T, steps=steps, clip_sample=False)]
+    (alpha, sigma), u = schedule.alpha_sigma(49, like=x_T), torch.zeros_like(x_T)
+    y, tau_before = x_T / (alpha + sigma), sigma / (alpha + sigma)
+    for step in walk:
+        alpha, sigma = schedule.alpha_sigma(step.t, like=x_T)
+        tau = sigma / (alpha + sigma)
+        y = y + (tau - tau_before) * u
+        torch.testing.assert_close(step.x_t / (alpha + sigma), y, rtol=1e-10, atol=1e-10)
+        u, tau_before = network(y, torch.full((len(y),), step.t)), tau
+
+
+@pytest.mark.parametrize("steps", [1, 4, 25])
+def test_ddim_on_the_schedule_of_flow_agrees_with_diffusers_flow_matching(steps):
+    """Evenly spaced, from pure noise to the finished picture: what a flow is usually walked with."""
+    scheduler, schedule, x = FlowMatchEulerDiscreteScheduler(1000), flow(1000), start(torch.float32)
+    scheduler.set_timesteps(sigmas=[1 - i / steps for i in range(steps)])
+    walk = [*ddim(Denoiser(network, schedule, "flow_prediction"), schedule, x, steps=steps, clip_sample=False)]
+    for step, following, time in zip(walk, walk[1:], scheduler.timesteps):
+        assert step.t == round(time.item()) - 1
+        x = scheduler.step(network(x, torch.full((len(x),), step.t)), time, x).prev_sample
+        alpha, sigma = schedule.alpha_sigma(following.t, like=x)
+        torch.testing.assert_close(following.x_t / (alpha + sigma), x, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm_solver_pp"])  # the fourth is not for denoisers

@@ -5,12 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusion_utils.schedule import SCHEDULES, Schedule, cosine, linear, make_schedule
+from diffusion_utils.schedule import SCHEDULES, Schedule, cosine, flow, linear, make_schedule
 
 DIFFUSERS_NAMES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
 quick = settings(deadline=None, max_examples=25)
@@ -43,6 +43,8 @@ def test_zero_terminal_snr_is_exact_at_both_ends(name, T):
     plain, rescaled = make_schedule(name, T), make_schedule(name, T, zero_terminal_snr=True)
     assert rescaled.alphas_cumprod[-1] == 0 and rescaled.snr()[-1] == 0
     torch.testing.assert_close(rescaled.alphas_cumprod[0], plain.alphas_cumprod[0], rtol=1e-14, atol=0)
+    if name == "flow":  # which ends so by itself
+        torch.testing.assert_close(rescaled.alphas_cumprod, plain.alphas_cumprod, rtol=1e-12, atol=0)
     assert rescaled.name == f"{name}+zero_terminal_snr"
     x0, noise = torch.randn(2, 1, 3, 8, 8).unbind()
     assert torch.equal(rescaled.add_noise(x0, noise, T - 1), noise)
@@ -84,6 +86,28 @@ def test_cosine_follows_the_paper_until_beta_is_cut(T):
 
 
 @quick
+@given(T=timestep_counts)
+def test_flow_is_the_straight_path_up_to_scale(T):
+    schedule, one = flow(T), torch.ones(T, dtype=torch.float64)
+    alpha, sigma = schedule.alpha_sigma(torch.arange(T), like=one)
+    tau = torch.arange(1, T + 1, dtype=torch.float64) / T
+    torch.testing.assert_close(alpha / (alpha + sigma), 1 - tau, rtol=0, atol=1e-12)
+    torch.testing.assert_close(sigma / (alpha + sigma), tau, rtol=0, atol=1e-12)
+    assert alpha[-1] == 0 and sigma[-1] == 1
+    if T % 2 == 0:  # half picture, half noise
+        torch.testing.assert_close(schedule.snr()[T // 2 - 1], torch.tensor(1.0, dtype=torch.float64))
+
+
+def test_flow_agrees_with_diffusers():
+    theirs = FlowMatchEulerDiscreteScheduler(1000)  # its timesteps run from noisy to clean, its sigma is τ
+    x0, noise = torch.randn(2, 4, 3, 8, 8, dtype=torch.float64).unbind()
+    for t in (0, 249, 499, 999):
+        y = theirs.scale_noise(x0, theirs.timesteps[[999 - t]], noise)
+        alpha, sigma = flow(1000).alpha_sigma(t, like=x0)
+        torch.testing.assert_close(flow(1000).add_noise(x0, noise, t) / (alpha + sigma), y, rtol=0, atol=1e-6)
+
+
+@quick
 @given(name=names, T=timestep_counts, zero=st.booleans())
 def test_every_schedule_only_gets_noisier(name, T, zero):
     schedule = make_schedule(name, T, zero_terminal_snr=zero and T > 1)
@@ -121,7 +145,7 @@ def test_add_noise_keeps_shape_and_type(name, T, data, shape, dtype):
         assert torch.equal(alone[0], x_t[i])
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("name", DIFFUSERS_NAMES)
 def test_add_noise_agrees_with_diffusers(name):
     theirs = DDPMScheduler(beta_schedule=DIFFUSERS_NAMES[name])
     x0, noise = torch.randn(2, 6, 3, 8, 8).unbind()
@@ -206,7 +230,7 @@ def test_noise_of_another_shape_is_refused():
 
 
 def test_unknown_names_are_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="unknown schedule 'quadratic': choose .*linear, cosine"):
+    with pytest.raises(ValueError, match="unknown schedule 'quadratic': choose .*linear, cosine, flow"):
         make_schedule("quadratic")
 
 

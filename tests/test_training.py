@@ -19,7 +19,7 @@ from diffusion_utils.sampling import sample, stream
 from diffusion_utils.schedule import make_schedule
 from diffusion_utils.training import StepRecord, TrainConfig, load_checkpoint, train
 from diffusion_utils.training.arithmetic import bf16_is_native
-from diffusion_utils.training.batches import Batch, Batches, make_batch, make_cond
+from diffusion_utils.training.batches import Batch, Batches, make_batch, make_cond, shifted
 from diffusion_utils.training.loop import make_objective
 from diffusion_utils.training.optimizers import ema_update
 
@@ -169,12 +169,13 @@ def by_hand(prediction_type, d, batch, alphas_cumprod, cond=None):
         x0, noise = batch.x0[i].double(), batch.noise[i].double()
         x_t = alpha * x0 + sigma * noise
         strength = math.sqrt(signal_share * d**2 + 1 - signal_share)  # of x_t
-        given = x_t / strength if prediction_type == "edm" else x_t
+        given = x_t / {"edm": strength, "flow_prediction": alpha + sigma}.get(prediction_type, 1)
         right, share = {
             "epsilon": (noise, snr),
             "sample": (x0, 1.0),
             "v_prediction": (alpha * noise - sigma * x0, snr + 1),
             "edm": ((sigma / d * x0 - alpha * d * noise) / strength, snr + 1 / d**2),
+            "flow_prediction": (noise - x0, (math.sqrt(snr) + 1) ** 2),
         }[prediction_type]
         answer = 0.3 * given + int(batch.t[i]) / 100 + (0 if cond is None else float(cond[i]))
         yield given, float((answer - right).square().mean()), snr, share
@@ -342,7 +343,7 @@ def test_uniform_timesteps_are_drawn_between_flips_and_noise(flip):
     assert torch.equal(batch[1], noise) and torch.equal(batch[2], t)
 
 
-@pytest.mark.parametrize("schedule, zero", [("linear", False), ("cosine", False), ("cosine", True)])
+@pytest.mark.parametrize("schedule, zero", [("linear", False), ("cosine", False), ("cosine", True), ("flow", False)])
 def test_lognormal_takes_the_first_timestep_that_is_as_noisy_as_drawn(schedule, zero):
     run = config(
         batch_size=256, timestep_sampling="lognormal", schedule=schedule, num_train_timesteps=60, zero_terminal_snr=zero
@@ -365,6 +366,16 @@ def test_lognormal_noise_levels_have_karras_mean_and_deviation(schedule):
     # Three standard errors of 40 000 draws: 0.018 and 0.013; and t rounds up.
     assert levels.mean().item() == pytest.approx(-1.2, abs=0.03)
     assert levels.std().item() == pytest.approx(1.2, abs=0.03)
+
+
+def test_logitnormal_times_of_a_flow_are_those_of_its_paper():
+    """Esser et al. 2024, section 3.1: logit(τ) is standard normal; by quantiles, as T timesteps end at τ = 1."""
+    run = config(batch_size=4000, timestep_sampling="logitnormal", schedule="flow")
+    images = torch.zeros(4000, 3, 1, 1, dtype=torch.uint8)
+    tau = (torch.cat([make_batch(images, step, run)[2] for step in range(10)]) + 1) / 1000
+    expected = torch.tensor([-1.2816, -0.6745, 0, 0.6745, 1.2816]).sigmoid()
+    # Three standard errors of the median of 40 000 draws: 0.005; t rounds up, by 0.001 at most.
+    torch.testing.assert_close(tau.quantile(torch.tensor([0.1, 0.25, 0.5, 0.75, 0.9])), expected, rtol=0, atol=0.006)
 
 
 def test_conditions_stay_with_their_pictures_and_some_are_withheld():
@@ -428,6 +439,25 @@ def test_flips_mirror_about_half_of_the_pictures_left_to_right():
     assert (unchanged ^ mirrored).all()
     assert 150 < mirrored.sum() < 250
     assert torch.equal(make_batch(images, 0, config(batch_size=400, flip=False))[0], straight)
+
+
+def test_a_shift_moves_every_picture_and_repeats_its_edge():
+    images = torch.arange(2 * 3 * 4 * 5).view(2, 3, 4, 5)
+    moved = shifted(images, torch.tensor([[1, -2], [0, 0]]))
+    by_hand = F.pad(images.float(), (2, 2, 2, 2), mode="replicate")[0, :, 1:5, 4:9]  # from one above, and two right
+    assert torch.equal(moved[0].float(), by_hand) and torch.equal(moved[1], images[1])
+
+
+def test_shifts_are_drawn_evenly_and_for_each_picture_alone():
+    ramp = torch.arange(64, dtype=torch.uint8)
+    images = (ramp[:8, None] * 8 + ramp[None, :8]).expand(1, 3, 8, 8)  # its middle tells where it is
+    run = config(batch_size=2000, shift=2, flip=False)
+    middle = ((make_batch(images, 0, run)[0][:, 0, 4, 4] + 1) * 127.5).round().long()
+    rows, columns = 4 - middle // 8, 4 - middle % 8
+    for moved in (rows, columns):
+        assert sorted(moved.unique().tolist()) == [-2, -1, 0, 1, 2]
+        assert torch.bincount(moved + 2).min() > 320
+    assert abs(torch.corrcoef(torch.stack([rows, columns]).float())[0, 1]) < 0.1
 
 
 @pytest.mark.parametrize("conditional", [False, True])
@@ -589,8 +619,8 @@ def test_precisions_can_follow_each_other_in_one_process():
 @pytest.mark.parametrize(
     "change, text",
     [
-        ({"prediction_type": "x0"}, "prediction_type must be one of epsilon, sample, v_prediction, edm, not 'x0'"),
-        ({"schedule": "quadratic"}, "schedule must be one of linear, cosine, not 'quadratic'"),
+        ({"prediction_type": "x0"}, "prediction_type must be one of epsilon, sample, v_prediction, edm, flow_pred"),
+        ({"schedule": "quadratic"}, "schedule must be one of linear, cosine, flow, not 'quadratic'"),
         ({"steps": 0}, "steps must be greater than 0, not 0"),
         ({"minutes": -1}, "minutes must be greater than 0, not -1"),
         ({"images": 0}, "images must be greater than 0"),
@@ -604,7 +634,7 @@ def test_precisions_can_follow_each_other_in_one_process():
         ({"cond_dropout": -0.1}, r"cond_dropout must lie in \[0, 1\]"),
         ({"mixed_precision": "fp8"}, "mixed_precision must be one of auto, no, bf16, fp16, not 'fp8'"),
         ({"compile": "maybe"}, "compile must be one of auto, no, yes, not 'maybe'"),
-        ({"timestep_sampling": "normal"}, "timestep_sampling must be one of uniform, lognormal, not"),
+        ({"timestep_sampling": "normal"}, "timestep_sampling must be one of uniform, lognormal, logitnormal, not"),
         ({"optimizer": "sgd"}, "optimizer must be one of adamw, muon, not 'sgd'"),
         ({"min_snr_gamma": 0}, "min_snr_gamma must be greater than 0, not 0"),
         ({"snr_floor": 1.0}, "give min_snr_gamma, too"),
@@ -638,6 +668,8 @@ def test_a_bad_configuration_is_an_error(change, text):
         ({"network": None}, "say what to train"),
         ({"sigma_data": None}, "say what to train"),
         ({"prediction_type": "epsilon", "zero_terminal_snr": True}, "epsilon prediction cannot"),
+        ({"prediction_type": "epsilon", "schedule": "flow"}, "epsilon prediction cannot .*leave schedule flow out"),
+        ({"objective": "consistency", "schedule": "flow"}, "needs a little signal everywhere: leave schedule flow out"),
         ({"network": {**TINY, "channels": [8] * 4}}, "multiples of the network's stride, 16"),
         ({"network": {**TINY, "picture_channels": 4}}, "a picture of 3 channels cannot pass"),
     ],

@@ -97,13 +97,13 @@ def linear_bottleneck_error(eigenvalues: Tensor, noise_to_signal: float, rank: i
     c²·var(x_t), so the network passes the `rank` directions where that is largest (reduced-rank
     regression, Izenman 1975) and answers 0 in the others.  What is left of the target's error
     becomes error of x̂₀ times (σ/α)² for ε, σ² for v, 1 for x₀, (σd/n)² for EDM (see `prediction`),
-    whose sigma_data d is the pictures' own deviation: d² is the mean of the eigenvalues.
+    whose sigma_data d is the pictures' own deviation: d² is the mean of the eigenvalues, and (σ/(α+σ))² for u.
 
     Args:
         eigenvalues: from `covariance_eigenvalues`.
         noise_to_signal: σ/α > 0.
         rank: numbers the bottleneck passes, 0 … len(eigenvalues).
-        prediction_type: "epsilon", "sample", "v_prediction" or "edm".
+        prediction_type: one of `prediction.PREDICTION_TYPES`.
     """
     check_prediction_type(prediction_type)
     if noise_to_signal <= 0 or not 0 <= rank <= len(eigenvalues):
@@ -123,6 +123,7 @@ def linear_bottleneck_error(eigenvalues: Tensor, noise_to_signal: float, rank: i
             (sigma**2 * lam / d2 + alpha**2 * d2) / n2,
             float(sigma**2 * d2 / n2),
         ),
+        "flow_prediction": (sigma - alpha * lam, 1 + lam, (sigma / (alpha + sigma)) ** 2),
     }[prediction_type]
     gain = covariance**2 / variance_xt
     passed = gain.sort(descending=True).values[:rank].sum()

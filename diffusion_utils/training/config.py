@@ -17,6 +17,9 @@ Precision = Literal["auto", "no", "bf16", "fp16"]
 BUDGET = ("steps", "images", "minutes")
 # What may differ when a run is resumed: when to stop and how often to report, not what is learnt.
 FREE_ON_RESUME = {*BUDGET, "log_every", "checkpoint_every"}
+# What a branch shares with the run that it leaves: what its network and optimizer are.
+NOISE = ("schedule", "num_train_timesteps", "zero_terminal_snr")
+KEPT_BY_BRANCH = ("network", "prediction_type", "sigma_data", *NOISE, "objective", "optimizer")
 
 
 @dataclass(frozen=True)
@@ -38,8 +41,9 @@ class TrainConfig:
     num_train_timesteps: int = 1000  # T, the number of timesteps.
     zero_terminal_snr: bool = False  # Stretch the schedule so that nothing of the picture is left at the end.
     # "uniform" draws every t equally often; "lognormal" draws ln(σ/α) from a normal distribution (mean -1.2,
-    # deviation 1.2: Karras et al. 2022, table 1), so that the middle noise levels are seen most.
-    timestep_sampling: Literal["uniform", "lognormal"] = "uniform"
+    # deviation 1.2: Karras et al. 2022, table 1), so that the middle noise levels are seen most; "logitnormal" the
+    # same with mean 0 and deviation 1 (of flow matching's τ that is the logit: Esser et al. 2024, 2403.03206).
+    timestep_sampling: Literal["uniform", "lognormal", "logitnormal"] = "uniform"
     # Weigh the loss by Min-SNR-γ, 5 in the paper; None: every timestep counts the same.
     min_snr_gamma: float | None = None
     # With min_snr_gamma, the least weight of an error of x̂₀; see `prediction.min_snr_weight`.
@@ -71,6 +75,9 @@ class TrainConfig:
     # Mirror each picture left to right with probability ½, so that the network learns, and draws, either way round;
     # leave it out where left and right differ, as in letters.  Toy cars with captions never are.
     flip: bool = True
+    # Move each picture by up to so many pixels, at random, up or down and left or right; what comes into the window
+    # repeats the edge.  Where the network would else see each picture only in one place.
+    shift: int = 0
     seed: int = 0  # Of the initial weights, the order of the pictures, the noise and the timesteps.
     # Precision of the network's arithmetic; "auto": bf16 where the device computes in it natively, else fp16 with a
     # scaled loss on NVIDIA's GPUs with tensor cores (a T4), else float32 (no).
@@ -89,6 +96,8 @@ class TrainConfig:
             raise ValueError(f'network needs a name, such as {{"name": "resnet"}}, not {self.network}')
         if self.warmup_steps < 0 or self.weight_decay < 0:
             raise ValueError("warmup_steps and weight_decay must be at least 0")
+        if not 0 <= self.shift <= 32:
+            raise ValueError(f"shift must lie in [0, 32] pixels, not {self.shift}")
         checked_seeds([self.seed])
         for name in ("cond_dropout", "decay_fraction"):
             if not 0 <= getattr(self, name) <= 1:
@@ -106,15 +115,16 @@ class TrainConfig:
             raise ValueError(
                 "snr_floor would weigh an error in ε by floor/SNR, without limit: use sample or v_prediction"
             )
-        if self.prediction_type == "epsilon" and self.zero_terminal_snr:
+        ends_in_noise = "schedule flow" if self.schedule == "flow" else self.zero_terminal_snr and "zero_terminal_snr"
+        if self.prediction_type == "epsilon" and ends_in_noise:
             raise ValueError(
                 "epsilon prediction cannot learn where no signal is left: use sample or v_prediction, or leave "
-                "zero_terminal_snr out"
+                f"{ends_in_noise} out"
             )
         if self.objective == "consistency" and self.min_snr_gamma is not None:
             raise ValueError("objective 'consistency' weighs its loss in its own way: leave min_snr_gamma out")
-        if self.objective == "consistency" and self.zero_terminal_snr:
-            raise ValueError("objective 'consistency' needs a little signal everywhere: leave zero_terminal_snr out")
+        if self.objective == "consistency" and ends_in_noise:
+            raise ValueError(f"objective 'consistency' needs a little signal everywhere: leave {ends_in_noise} out")
         if self.objective == "decoder" and self.compile == "yes":
             raise ValueError("objective 'decoder' follows gradients that compiled code drops: leave compile out")
         if self.network is not None and self.reconstructs != (self.network.get("name") == "autoencoder"):
@@ -183,6 +193,9 @@ class Run:
     autoencoder: str | None = None  # Weights of one: learn its latents of the pictures instead of their pixels.
     # Weights to begin with, a name or a path; network, schedule and prediction type are theirs.
     start: str | None = None
+    # Folder of another run: go on from its checkpoint, optimizer and average of the weights included, with other
+    # options; what is left out is as there, but for the budget, the seed (the next one) and the warm-up (none).
+    branch: str | None = None
     sample_every: int = 2000  # Draw a grid every so many steps; 0: only at the end.
     snapshot_images: int = 0  # Keep the averaged weights every so many pictures, in snapshots/; 0: never.
     config: TrainConfig = field(default_factory=TrainConfig)
@@ -191,7 +204,7 @@ class Run:
 
     def __post_init__(self):
         _check_kinds(self)
-        for name in ("data", "start", "autoencoder"):
+        for name in ("data", "start", "branch", "autoencoder"):
             if getattr(self, name) == "":
                 raise ValueError(f"{name} is empty: give a name or a path, or leave --{name} out")
         if self.size is not None and not 8 <= self.size <= 1024:
