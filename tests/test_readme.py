@@ -124,7 +124,7 @@ def test_links_and_pictures_exist():
 def test_the_two_commands_are_the_first():
     first_block = README.split("```")[1].strip().splitlines()
     assert first_block == [
-        "pip install -r requirements.txt && jupyter lab notebooks/01_forward_noising.ipynb",
+        "pip install -r requirements.txt && jupyter lab notebooks/00_diffusion_in_an_hour.ipynb",
         "pip install -r requirements.txt && pytest",
     ]
 
