@@ -140,6 +140,7 @@ def test_has_exercises_with_hidden_solutions(path):
 
 BUILD = re.compile(r"\*\*\d+\. Build\.\*\*(.*?)</details>", re.DOTALL)
 SMALL = {"POINT_STEPS": 20, "PICTURE_STEPS": 2, "OVERFIT_STEPS": 2, "COMPARE_STEPS": 20, "TRAIN_IMAGES": 640}
+SMALL |= {"MINI_STEPS": 20, "COPY_STEPS": 20}
 
 
 def built(path) -> list[str]:
