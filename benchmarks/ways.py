@@ -47,6 +47,7 @@ GUIDANCE = {
     "classifier-free, w = 4": {**SHIFT, "guidance_scale": 4},
     "without encoder.7, w = 1.5": skipping(1.5, "encoder.7"),
     "without encoder.7, w = 2": skipping(2, "encoder.7"),
+    "without encoder.7, w = 2.5": skipping(2.5, "encoder.7"),
     "without encoder.7, w = 3": skipping(3, "encoder.7"),
     "without encoder.7, w = 4": skipping(4, "encoder.7"),
     "without encoder.7, w = 3, no time shift": skipping(3, "encoder.7", time_shift=0),

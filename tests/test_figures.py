@@ -75,7 +75,8 @@ def test_the_rulers_are_drawn_against_each_other_on_validation(tmp_path, monkeyp
     (tmp_path / "guidance-stanford-cars-1m.json").write_text(json.dumps(rows))
     with pytest.raises(FileNotFoundError, match="ways.py guidance --part validation"):
         figures.rulers(tmp_path, tmp_path)
-    rows += [{"way": "a", "part": "validation", "generated": scores, "floor": {"kid": 0, "kid_early": -0.01}}]
+    measured = {"part": "validation", "generated": scores, "floor": {"kid": 0, "kid_early": -0.01}}
+    rows += [{"way": way, "images_seen": seen, **measured} for way, seen in (("a", 9), ("before", 8))]
     (tmp_path / "guidance-stanford-cars-1m.json").write_text(json.dumps(rows))
     given, points = [], figures.points
     monkeypatch.setattr(figures, "points", lambda *args: given.append(args) or points(*args))

@@ -48,6 +48,7 @@ def taught(stem: str) -> dict:
     tree = ast.parse("\n".join(cell.source for cell in cells(FOLDER / f"{stem}.ipynb")))
     keep = [node for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
     space = {"torch": torch, "math": math, "nn": nn, "F": F, "re": re, "blocks": blocks, "sampling": sampling}
+    space["Schedule"] = schedule.Schedule
     exec(compile(ast.Module(keep, []), stem, "exec"), space)  # our own notebooks' code
     return space
 
@@ -402,6 +403,37 @@ def test_taught_redrawing_is_the_packages_ddim():
     noisy = s.add_noise(start, sampling.Noise([0], (4, 8, 8))(), torch.tensor([999]))
     *_, theirs = sampling.ddim(Predict(), s, noisy, steps=10, clip_sample=False)
     assert torch.allclose(ours, theirs.x_t, atol=1e-5)
+
+
+def test_taught_posteriors_feel_both_terms_of_the_elbo():
+    fit = taught("07_latent_diffusion")["fit_ovals"]
+    pictures = torch.tensor([-0.5, 0.5])[:, None, None, None].expand(2, 3, 2, 2)
+    weak, strong = fit(pictures, 150, 0.1), fit(pictures, 600, 1e4)
+    assert (weak[2] - pictures).abs().max() < 0.1 and weak[1].max() < -2  # kept apart, and narrow
+    mean, log_variance, drawn = strong  # nothing but the prior, and the mean of both
+    assert mean.abs().max() < 0.05 and log_variance.abs().max() < 0.3 and drawn.abs().max() < 0.1
+
+
+@torch.no_grad()
+def test_the_notebook_draws_with_stable_diffusions_parts_as_diffusers_does():
+    diffusers = pytest.importorskip("diffusers", reason="the oracle for Stable Diffusion is not installed")
+    torch.manual_seed(0)
+    ways = {"down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"), "norm_num_groups": 4}
+    ways |= {"up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"), "block_out_channels": (8, 16)}
+    unet = diffusers.UNet2DConditionModel(8, 4, 4, cross_attention_dim=12, attention_head_dim=4, **ways).eval()
+    vae = diffusers.AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, scaling_factor=0.18215).eval()
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}  # Stable Diffusion's
+    scheduler = diffusers.DDIMScheduler(**betas, clip_sample=False, timestep_spacing="trailing")
+    words, x = torch.randn(2, 7, 12), torch.randn(1, 4, 8, 8)
+    draw = taught("07_latent_diffusion")["draw_with"]
+    ours = draw(unet, vae, scheduler.alphas_cumprod, words, x, steps=5, guidance_scale=3)
+
+    scheduler.set_timesteps(5)
+    for t in scheduler.timesteps:
+        conditional, unconditional = (unet(x, t, encoder_hidden_states=text[None]).sample for text in words)
+        x = scheduler.step(unconditional + 3 * (conditional - unconditional), t, x).prev_sample
+    theirs = vae.decode(x / vae.config.scaling_factor).sample
+    assert theirs.std() > 0.01 and torch.allclose(ours, theirs, atol=1e-4)
 
 
 @pytest.mark.skipif("CI" in os.environ, reason="the tree is a fresh clone in CI")

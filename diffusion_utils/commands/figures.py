@@ -298,6 +298,7 @@ def rulers(results: Path = Path("benchmarks/results")):
     if not rows:
         command = "benchmarks/ways.py guidance --part validation"
         raise FileNotFoundError(f"{results} holds no ways of drawing measured on validation: run {command}")
+    rows = [row for row in rows if row["images_seen"] == max(row["images_seen"] for row in rows)]  # as shipped now
     scores = {row["way"].replace("without encoder.7", "skip-layer"): row["generated"] for row in rows}
     scores["photographs"] = rows[0]["floor"]
     ways = {way: [(1000 * score["kid"], 1000 * score["kid_early"], "")] for way, score in scores.items()}
