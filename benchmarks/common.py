@@ -96,7 +96,7 @@ def by_name(weights: Collection[str]) -> dict[str, str]:
     """
     paths = [str(Path(path) / "weights.safetensors") if Path(path).is_dir() else path for path in weights]
     named = {name_of(path): path for path in paths}
-    if len(named) < len(paths) or len({pretrained.card(path)["size"] for path in paths}) != 1:
+    if len(named) < len(paths) or len({pretrained.card(path)["size"] for path in paths}) > 1:
         raise ValueError("weights are kept by name and drawn at one size: give different names, and one size")
     return named
 

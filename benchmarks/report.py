@@ -27,6 +27,11 @@ KINDS = {"epsilon": "ε", "v_prediction": "v", "edm": "EDM's F", "flow_predictio
 KINDS |= {"sample": "the picture x₀"}
 SKIPS = dict(none="none", indices="where the maxima were (SegNet's indices)", add="features, added")
 SKIPS |= {"concat": "features, concatenated"}
+# Rows of the ladder: from the first version to its repair, then other sizes and networks; and single changes.
+ROAD = ("first-epsilon", "first-sample", "stride-16", "stride-8", "decoder-blocks", "none-sample", "best")
+ROAD += ("size-0.25", "size-1", "size-2", "size-4", "segnet-epsilon", "segnet-sample", "unet-sample")
+CHANGES = ("none-sample", "no-timestep", "linear", "min-snr", "lognormal", "muon", "no-decay", "no-decay-raw")
+CHANGES += ("up-transposed-k3", "up-nearest", "up-pixel-shuffle", "stem-4", "attention-8", "attention-16", "full-frame")
 SPACES = {"pixels": "pixels, 64×64×3", "latents-4": "latents, 16×16×4", "latents-8": "latents, 8×8×8"}
 PLAIN = {"sampler": "dpm_solver_pp", "steps": 20, "guidance_scale": 1, "time_shift": 0}
 PLAIN |= dict.fromkeys(("guide", "skip_layers", "interval", "condition"))
@@ -117,10 +122,20 @@ def quality(scores: dict) -> list[str]:
     return [thousand(scores), f"{scores['precision']:.3f}", f"{scores['recall']:.3f}", copies]
 
 
+def rung(row: str) -> list[dict]:
+    """A row of the ladder, by its seeds."""
+    return [json.loads(path.read_bytes()) for path in sorted((RESULTS / "ladder").glob(f"{row}-seed*.json"))]
+
+
 def rungs(row: str) -> str:
     """Mean KID × 1000 of a row of the ladder over its seeds."""
-    found = [json.loads(path.read_bytes()) for path in sorted((RESULTS / "ladder").glob(f"{row}-seed*.json"))]
-    return f"{sum(1000 * rung['generated']['kid'] for rung in found) / len(found):.0f}"
+    found = rung(row)
+    return f"{sum(1000 * each['generated']['kid'] for each in found) / len(found):.0f}"
+
+
+def errors_at(measured: dict, times: Iterable[int]) -> list[str]:
+    """The error of x̂₀ at some timesteps, as a share of the pictures' variance."""
+    return [f"{measured['held_out_error_of_x0_as_share_of_variance'][f't={t}']:.3f}" for t in times]
 
 
 def linear(ratio: float, kind: str) -> str:
@@ -139,10 +154,9 @@ def finding():
 
 @table
 def bottleneck():
-    kinds = [kind for kind in KINDS if kind != "edm"]
-    yield "noise-to-signal σ/α", *(f"asked for {KINDS[kind]}" for kind in kinds)
-    for ratio in (0.2, 1, 10):
-        yield ratio, *(linear(ratio, kind) for kind in kinds)
+    yield "noise-to-signal σ/α", *(f"asked for {kind}" for kind in KINDS.values())
+    for ratio in (0.05, 0.2, 1, 10):
+        yield ratio, *(linear(ratio, kind) for kind in KINDS)
 
 
 @table
@@ -154,6 +168,53 @@ def skips():
     yield "way around the bottleneck", *(f"asked for {KINDS[kind]}" for kind in kinds)
     for skip, name in SKIPS.items():
         yield name, *(rungs(f"{skip}-{kind}") for kind in kinds)
+
+
+@table
+def road():
+    """From the first version to its repair, and what else the ladder has beside it, a row per network."""
+    times = (99, 499, 899)
+    yield "row", "", "parameters:", "million MACs:", "KID × 1000:", *(f"t = {t}:" for t in times)
+    for row in ROAD:
+        first, *_ = rung(row)
+        cost = f"{first['parameters']:,}", f"{first['macs'] / 1e6:.1f}"
+        yield f"`{row}`", first["about"], *cost, rungs(row), *errors_at(first, times)
+
+
+@table
+def changes():
+    """Single changes to one network; where a row was trained twice, both seeds."""
+    times = (99, 499, 899)
+    yield "change", "KID × 1000:", *(f"t = {t}:" for t in times)
+    for row in CHANGES:
+        for each in rung(row):
+            name = "nothing (`none-sample`)" if row == "none-sample" else each["about"]
+            twice = f", seed {each['seed']}" if len(rung(row)) > 1 else ""
+            yield name + twice, thousand(each["generated"]), *errors_at(each, times)
+
+
+@table
+def samplers():
+    """Steps and samplers, with the weights of one row of the ladder."""
+    runs = {(run["sampler"], run["steps"]): run for run in read("samplers-cars32-none-sample")}
+    counts = sorted({steps for _, steps in runs})
+    yield "sampler", *(f"{steps} steps:" for steps in counts)
+    for name in dict.fromkeys(sampler for sampler, _ in runs):
+        yield name, *(thousand(runs[name, steps]["generated"]) for steps in counts)
+
+
+@table
+def search():
+    """Networks of a million parameters after equal minutes; means over their seeds."""
+    times, found = (19, 99, 499, 899), read("recipe")
+    yield "candidate", "", "seeds:", "million MACs:", "pictures seen:", *(f"t = {t}:" for t in times)
+    for name in dict.fromkeys(each["candidate"] for each in found):
+        same = [each for each in found if each["candidate"] == name]
+        seen = sum(each["images_seen"] for each in same) // len(same)
+        measured = [each["held_out_error_of_x0_as_share_of_variance"] for each in same]
+        means = (sum(each[f"t={t}"] for each in measured) / len(same) for t in times)
+        cost = len(same), f"{same[0]['macs'] / 1e6:.0f}", f"{seen:,}"
+        yield name, same[0]["about"], *map(str, cost), *(f"{mean:.4f}" for mean in means)
 
 
 def shipped() -> dict[str, dict]:
@@ -254,6 +315,17 @@ def toy_prompts():
     yield "seen:", *parts, "held-out: colour:", *parts[1:]
     for row in read("prompts-toy-cars-text"):
         yield row["way"], *(f"{row[p][name]:.3f}" for p in ("seen", "held_out") for name in ("colour", "body", "all"))
+
+
+@table
+def inlets():
+    yield "inlet", "pictures seen:", "w:", "seen kinds:", "held-out kinds:"
+    names = {"both": "both", "pooled": "pooled vector", "cross": "cross-attention"}
+    for inlet, name in names.items():
+        rows = read(f"prompts-toy-text-{inlet}")
+        for row in sorted(rows, key=lambda row: (row["images_seen"], row["guidance_scale"])):
+            shares = (f"{row[part]['all']:.3f}" for part in ("seen", "held_out"))
+            yield name, f"{row['images_seen']:,}", f"{row['guidance_scale']:g}", *shares
 
 
 @table

@@ -12,7 +12,6 @@ times that were measured in turn.  Each question has its own --help.
 
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -74,17 +73,16 @@ def in_turn(ways: dict[str, Callable], rounds: int, device: torch.device) -> dic
     }
 
 
-def drawing_work(denoiser: Denoiser | Guided, pipe: Pipeline, how: Drawing, bf16: bool = False) -> Callable[[], None]:
+def drawing_work(denoiser: Denoiser | Guided, pipe: Pipeline, how: Drawing) -> Callable[[], None]:
     """A function that draws 16 pictures as the pipeline does, by a denoiser that is ready."""
-    device, encoder, size = torch.device(pipe.device).type, pipe.denoiser.autoencoder, pipe.size
+    encoder, size = pipe.denoiser.autoencoder, pipe.size
     shape = (3, size, size) if encoder is None else encoder.latent_shape(size, size)
     options = {"shape": shape, "device": pipe.device, "clip_sample": encoder is None}
     options |= {name: getattr(how, name) for name in WALK if getattr(how, name) is not None}
 
     def work():
-        with torch.autocast(device, torch.bfloat16) if bf16 else nullcontext():
-            drawn = sample(denoiser, SEEDS, **options)
-            to_uint8(drawn if encoder is None else encoder.from_latents(drawn)).cpu()
+        drawn = sample(denoiser, SEEDS, **options)
+        to_uint8(drawn if encoder is None else encoder.from_latents(drawn)).cpu()
 
     return work
 
@@ -123,10 +121,14 @@ class DrawingSpeed:
     def __call__(self) -> None:
         pipe = pipeline.load(self.weights, self.device)
         how, alone = pipe.settled(self.condition, **vars(self.drawing)), pipe.denoiser
-        denoiser = pipe.guided(SEEDS, self.condition, self.prompt, **vars(self.drawing))
+        asked = SEEDS, self.condition, self.prompt
+        denoiser, half = (
+            pipeline.load(self.weights, self.device, precision).guided(*asked, **vars(self.drawing))
+            for precision in PRECISIONS
+        )
         ways = {  # what is timed, its network and its steps
             "as advised": (drawing_work(denoiser, pipe, how), alone.net, how.steps),
-            "bf16": (drawing_work(denoiser, pipe, how, bf16=True), alone.net, how.steps),
+            "bf16": (drawing_work(half, pipe, how), alone.net, how.steps),
             "compiled": (drawing_work(compiled(denoiser), pipe, how), alone.net, how.steps),
             "not guided": (drawing_work(alone, pipe, how), alone.net, how.steps),
         }

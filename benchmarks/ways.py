@@ -180,10 +180,12 @@ def toy_prompts(size: int, times: int) -> tuple[list[str], dict, Callable[[Tenso
     return texts, rounded(accuracy(reader.read(real.images), real.labels)), score
 
 
-def photograph_prompts(size: int, count: int) -> tuple[list[str], dict, Callable[[Tensor], dict]]:
-    """As `toy_prompts`, for photographs."""
+def photograph_prompts(
+    size: int, part: sets.Part, count: int | None
+) -> tuple[list[str], dict, Callable[[Tensor], dict]]:
+    """As `toy_prompts`, for the first photographs of a held-out part."""
     cars = stanford_cars.load(size=size)
-    train, held_out = cars.part(held_out=False), cars.part(held_out=True)
+    train, held_out = cars.part(held_out=False), cars.part(held_out=True).half(test=part == "test")
     reference = Reference(train.images, held_out.images)
     reader = FeatureReader(reference.seen_features, train.body_types().repeat(2))  # mirrored ones, too
     texts = [variants[0] for variants in captions(held_out)][:count]
@@ -226,15 +228,21 @@ def cost(weights: str) -> dict:
 
 
 def measure_prompts(
-    results: Results, weights: str, ways: dict[str, dict], texts: list[str], real: dict, score: Callable[[Tensor], dict]
+    results: Results,
+    weights: str,
+    ways: dict[str, dict],
+    part: dict,
+    texts: list[str],
+    real: dict,
+    score: Callable[[Tensor], dict],
 ) -> None:
-    """In every way, one picture for each text, its seed being its place in the list."""
+    """In every way, one picture for each text, its seed being its place in the list; `part`: whose texts, if any's."""
     pipe, facts = undirected(weights), cost(weights)
     for way, how in ways.items():
         if how.get("skip_layers") == "middle":
             how = {**how, "skip_layers": middle(pipe.denoiser.net)}
         settings = {"way": way, "weights": name_of(weights), "images_seen": pipe.card["images_seen"]}
-        settings |= {**settled(pipe, **how), "count": len(texts)}
+        settings |= {**settled(pipe, **how), "count": len(texts), **part}
         draw = partial(pipe, range(len(texts)), prompt=texts, **how)
         measure(results, f"{settings['weights']}, {way}", settings, draw, lambda: score, **facts, real=real)
 
@@ -266,7 +274,8 @@ class Prompts:
 
     weights: Weights
     times: int = 2  # Toy cars: pictures of each kind.
-    count: int = 748  # Stanford Cars: how many held-out captions.
+    part: sets.Part = "test"  # Stanford Cars: whose captions, those of "validation" to choose by.
+    count: int | None = None  # Stanford Cars: how many of them; default: all.
     only: tuple[str, ...] = ()  # Names of some ways of drawing; default: all.
     results: Path = RESULTS  # The folder of the results.
 
@@ -275,10 +284,13 @@ class Prompts:
         toy = card["data"].startswith("toy cars")
         ways = TOY_PROMPTS if toy else PROMPTS
         ways = {way: ways[way] for way in chosen("way of drawing", self.only, ways)}
-        prompts = toy_prompts(card["size"], self.times) if toy else photograph_prompts(card["size"], self.count)
+        if toy:
+            part, prompts = {}, toy_prompts(card["size"], self.times)
+        else:
+            part, prompts = {"part": self.part}, photograph_prompts(card["size"], self.part, self.count)
         print(f"real pictures: {prompts[1]}")
         results = Results(self.results / f"prompts-{name_of(self.weights)}.json")
-        measure_prompts(results, self.weights, ways, *prompts)
+        measure_prompts(results, self.weights, ways, part, *prompts)
 
 
 @dataclass
@@ -293,31 +305,35 @@ class Latent:
     """
 
     # Of networks that take captions: names or paths; a folder means the weights.safetensors in it.
-    weights: tyro.conf.Positional[tuple[str, ...]]
+    weights: tyro.conf.Positional[tuple[str, ...]] = ()
     # Weights of autoencoders, which are measured alone.
     autoencoders: tuple[str, ...] = tuple(name for name in pretrained.names() if "autoencoder" in name)
     only: tuple[str, ...] = ()  # Names of some ways of drawing; default: all.
-    count: int = 748  # How many held-out captions.
+    # Which held-out photographs and their captions, those of "validation" to choose by, those of "test" to report.
+    part: sets.Part = "test"
+    count: int | None = None  # How many captions; default: all.
     results: Path = RESULTS  # The folder of the results.
 
     def __call__(self) -> None:
-        paths = by_name(self.weights).values()
-        size = [card_with_prompts(path)["size"] for path in paths][0]
+        paths, encoders = by_name(self.weights).values(), by_name(self.autoencoders)
+        size = [card["size"] for card in (*map(card_with_prompts, paths), *map(pretrained.card, encoders.values()))][0]
         ways = {way: LATENT[way] for way in chosen("way of drawing", self.only, LATENT)}
         results = Results(self.results / "latent.json", {"autoencoders": {}, "networks": []}, "networks")
-        for name in self.autoencoders:
-            self.measure_autoencoder(results, name, size)
-        prompts = photograph_prompts(size, self.count)
+        for name, path in encoders.items():
+            self.measure_autoencoder(results, name, path, size)
+        if not paths:
+            return
+        prompts = photograph_prompts(size, self.part, self.count)
         for path in paths:
-            measure_prompts(results, path, ways, *prompts)
+            measure_prompts(results, path, ways, {"part": self.part}, *prompts)
 
-    def measure_autoencoder(self, results: Results, name: str, size: int) -> None:
+    def measure_autoencoder(self, results: Results, name: str, path: str, size: int) -> None:
         """What of photographs does not come back."""
-        settings = {"images_seen": pretrained.card(name)["images_seen"], "part": "test"}
-        rows = results.document["autoencoders"]
+        settings = {"images_seen": pretrained.card(path)["images_seen"], "part": self.part}
+        rows = results.document.setdefault("autoencoders" if self.part == "test" else "on_validation", {})
         if any(rows.get(name, {}).get(key) != value for key, value in settings.items()):
-            encoder, cars = pretrained.load_autoencoder(name), sets.load("stanford_cars", size)
-            train, held_out = cars.images, cars.part("test")
+            encoder, cars = pretrained.load_autoencoder(path), sets.load("stanford_cars", size)
+            train, held_out = cars.images, cars.part(self.part)
             sources = train[torch.linspace(0, len(train) - 1, len(held_out)).round().long()]
             again = to_uint8(encoder.from_latents(encoder.to_latents(to_float(sources))))
             scores = reconstruction_quality(encoder, held_out)

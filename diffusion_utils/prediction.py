@@ -28,9 +28,11 @@ Flow matching is written for y = (1-τ)·x₀ + τ·ε with τ from 0 to 1.  Tha
 so that u = (α+σ)·v + (σ-α)·x_t.  It works on every schedule; `schedule.flow` spaces τ evenly, as the papers do.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import torch
 from torch import Tensor, nn
 
 from diffusion_utils.checks import check_kind, suggestions
@@ -180,6 +182,8 @@ class Denoiser:
         prediction_type: what the network is asked for, one of `PREDICTION_TYPES`.
         sigma_data: the root mean square of the pictures; counts for "edm" only.
         autoencoder: where there is one, the "pictures" here are its latents, and it makes pictures of them.
+        dtype: what the network computes in, torch.bfloat16 or torch.float16; None: as its weights are, float32.
+            Pictures go in and come out in float32.
 
     Raises:
         ValueError: unknown prediction type, ε on a schedule that leaves nothing of the picture, or a sigma_data that
@@ -191,6 +195,7 @@ class Denoiser:
     prediction_type: str
     sigma_data: float = 0.5
     autoencoder: nn.Module | None = None
+    dtype: torch.dtype | None = None
 
     def __post_init__(self):
         check_prediction_type(self.prediction_type)
@@ -253,13 +258,14 @@ class Denoiser:
     def _output(self, x_t: Tensor, t: Tensor, alpha: Tensor, sigma: Tensor, cond: Tensor | None) -> Tensor:
         """What the network answers, by its prediction type."""
         x = network_input(self.prediction_type, x_t, alpha, sigma, self.sigma_data)
-        answer = self.net(x, t) if cond is None else self.net(x, t, cond)
+        with torch.autocast(x.device.type, self.dtype) if self.dtype else nullcontext():
+            answer = self.net(x, t) if cond is None else self.net(x, t, cond)
         if answer.shape[-3:] != x_t.shape[-3:]:
             raise ValueError(
                 f"the network answers {tuple(answer.shape[-3:])} to pictures of {tuple(x_t.shape[1:])}: "
                 "it must answer as many numbers as it reads"
             )
-        return answer
+        return answer if self.dtype is None else answer.float()
 
 
 def _norm(alpha: Tensor, sigma: Tensor, sigma_data: float) -> Tensor:

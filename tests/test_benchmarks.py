@@ -469,22 +469,22 @@ def test_prompt_accuracy_is_measured_once_for_every_way(tmp_path, monkeypatch, c
 
 @pytest.fixture
 def cars(monkeypatch):
-    """Forty toy cars with names and classes of photographs."""
+    """A hundred toy cars with names and classes of photographs."""
     classes = ["Ford F-150 Regular Cab 2007", "Audi TT RS Coupe 2012"]
-    names = [f"{i:05d}.jpg" for i in range(40)]
-    photos = stanford_cars.CarPictures(toy_cars.load(40, 16).images, names, torch.arange(40) % 2, classes, [])
+    names = [f"{i:05d}.jpg" for i in range(100)]
+    photos = stanford_cars.CarPictures(toy_cars.load(100, 16).images, names, torch.arange(100) % 2, classes, [])
     monkeypatch.setattr(stanford_cars, "load", lambda size: photos)
     return photos
 
 
 def test_prompts_of_photographs_are_judged_by_pixels_and_features(tmp_path, cars, monkeypatch, text_weights):
     asked = []
-    drawn = cars.part(True).images
+    drawn = cars.part(True).half(True).images
     monkeypatch.setattr(Pipeline, "__call__", lambda pipe, seeds, prompt, **way: asked.append(prompt) or drawn)
     weights = text_weights(tmp_path / "photos.safetensors", "Stanford Cars")
     ways.main(["prompts", "--weights", weights, "--results", str(tmp_path), "--only", "not guided"])
     (row,) = json.loads((tmp_path / "prompts-photos.json").read_text())
-    assert len(asked[0]) == len(cars.part(True).images) == row["count"]
+    assert len(asked[0]) == len(drawn) == row["count"] < len(cars.part(True).images) and row["part"] == "test"
     assert all(text.startswith(("a ", "an ")) and text.endswith(("pickup", "coupe")) for text in asked[0])
     assert row["colour"] == row["real"]["colour"] == 1 and row["body"] == row["real"]["body"]  # drawn: the photographs
     assert abs(row["generated"]["kid"]) < 0.2

@@ -259,6 +259,11 @@ def test_taught_words_attention_and_noise_are_the_packages():
     k, v = layer.kv(context[0]).chunk(2, dim=1)
     found = code["cross_attention"](layer.q(layer.norm(x))[0].flatten(1).T, k, v, mask[0])
     assert torch.allclose(layer(x, context, mask)[0].flatten(1).T, x[0].flatten(1).T + found, atol=1e-5)
+    maps = code["word_maps"](layer, x, context, mask)  # one head: its shares mix the values to what was found
+    assert maps.shape == (5, 3, 4) and torch.allclose(maps.flatten(1).T @ v, found, atol=1e-6)
+    wide = blocks.CrossAttention(64, 6)  # two heads
+    maps = code["word_maps"](wide, torch.randn(1, 64, 3, 4), context, mask)
+    assert torch.allclose(maps.sum(0), torch.ones(3, 4)) and not maps[~mask[0]].any()
 
     s, level = schedule.cosine(100), torch.tensor([0, 40, 99])
     small, noise = torch.randn(2, 3, 3, 4, 4)

@@ -111,6 +111,40 @@ def test_a_device_is_where_it_draws(files):
     assert pipe.guided(range(2)).cond.device.type == "meta"
 
 
+# Half precision
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "options", [{}, {"guidance_scale": 2, "skip_layers": ("encoder.0",)}, {"guidance_scale": 2, "guide": "weak"}]
+)
+def test_in_half_precision_all_networks_compute_and_pictures_stay_float32(files, options):
+    options = {key: files.get(value, value) if key == "guide" else value for key, value in options.items()}
+    seen = []
+    hook = torch.nn.modules.module.register_module_forward_hook(lambda net, given, out: seen.append((net, out)))
+    pipe = pipeline.load(files["conditional"], mixed_precision="bf16")
+    denoiser = pipe.guided(range(2), **options)
+    x0 = denoiser(torch.randn(2, *SHAPE), torch.full((2,), 60))
+    hook.remove()
+    computed = {out.dtype for net, out in seen if isinstance(net, torch.nn.Conv2d)}
+    assert computed == {torch.bfloat16} and x0.dtype == torch.float32
+    exact = pipeline.load(files["conditional"])(range(2), **options)
+    drawn = pipe(range(2), **options)
+    assert not torch.equal(drawn, exact) and (drawn.float() - exact.float()).abs().mean() < 3
+
+
+@pytest.mark.parametrize("native, dtype", [(True, torch.bfloat16), (False, None)])
+def test_auto_takes_half_precision_where_the_device_gains_by_it(files, monkeypatch, native, dtype):
+    monkeypatch.setattr(pipeline.arithmetic, "bf16_is_native", lambda device: native)
+    assert pipeline.load(files["plain"], mixed_precision="auto").denoiser.dtype == dtype
+    assert pipeline.load(files["plain"]).denoiser.dtype is None
+
+
+def test_a_precision_that_there_is_not_is_an_error(files):
+    with pytest.raises(ValueError, match="mixed_precision must be one of auto, no, bf16, fp16, not 'half'"):
+        pipeline.load(files["plain"], mixed_precision="half")
+
+
 # The card's advice, and what takes its place
 
 

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from zipfile import ZipFile
@@ -199,7 +200,7 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path):
 )
 def test_other_settings_are_refused_by_name(tmp_path, whole, change, named):
     (tmp_path / "checkpoint.pt").write_bytes((whole / "checkpoint.pt").read_bytes())
-    with pytest.raises(ValueError, match=rf"trained with other settings \(({named})\): resume it"):
+    with pytest.raises(ValueError, match=rf"trained with other settings \(({named})\): go on"):
         run(tmp_path, resume=True, steps=20, **change)
 
 
@@ -216,6 +217,66 @@ def test_a_run_from_before_there_were_these_options_goes_on(tmp_path, whole):
 # ---------------------------------------------------------------- runs of an earlier version
 
 OLD = Path(__file__).parent / "data" / "run-118433b"  # a training of 6 steps by the code of commit 118433b
+
+
+# ---------------------------------------------------------------- branching off
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_branch_takes_over_weights_average_and_optimizer(tmp_path, optimizer):
+    run(tmp_path / "trunk", optimizer=optimizer)
+    before = load_checkpoint(tmp_path / "trunk" / "checkpoint.pt")
+    other = {"optimizer": optimizer, "batch_size": 8, "seed": 1, "ema_decay": 0.5, "steps": 1, "warmup_steps": 0}
+    still = config(**other, learning_rate=1e-30)
+    (record,) = train(still, pictures(), tmp_path / "branch", branch=tmp_path / "trunk")
+    assert (record.step, record.images) == (1, 8)
+    after = load_checkpoint(tmp_path / "branch" / "checkpoint.pt")
+    assert differences(before["net"], after["net"]) == []
+    assert after["ema"]["n_averaged"] == before["ema"]["n_averaged"] + 1
+    moments = [state["optimizer"]["state"] for state in (before, after)]
+    kept = {"exp_avg": 0.9, "momentum_buffer": 0.95}  # of the old mean of gradients, which one step adds to
+    shared = [(key, name) for key in moments[0] for name in kept if name in moments[0][key]]
+    assert shared
+    for key, name in shared:
+        added = moments[1][key][name] - kept[name] * moments[0][key][name]
+        assert not torch.equal(moments[1][key][name], added) and added.abs().max() < 1
+    again = list(train(replace(still, steps=3), pictures(), tmp_path / "branch", True, branch="nowhere"))
+    assert again[-1].step == 3  # resumed, it goes on from its own checkpoint
+
+
+@pytest.mark.parametrize(
+    "change, named", [({"optimizer": "muon"}, "optimizer"), ({"prediction_type": "epsilon"}, "prediction_type")]
+)
+def test_a_branch_keeps_what_network_and_optimizer_are(tmp_path, whole, change, named):
+    with pytest.raises(ValueError, match=rf"trained with other settings \({named}\): go on"):
+        next(train(config(**change), pictures(), tmp_path / "branch", branch=whole))
+    assert not (tmp_path / "branch").exists()
+
+
+def test_start_and_branch_together_are_refused(whole):
+    with pytest.raises(ValueError, match="give one of them"):
+        next(train(config(), pictures(), start=networks.build(**TINY), branch=whole))
+
+
+def test_on_the_command_line_a_branch_is_as_its_trunk_but_for_what_is_said(old_run, tmp_path, capsys):
+    trunk = json.loads((old_run / "run.json").read_text())
+    branch = ("train", "--branch", str(old_run), "--out", str(tmp_path / "branch"))
+    assert main([*branch, "--steps", "3", "--batch-size", "7", "--shift", "1"]) == 0
+    card = pretrained.card(tmp_path / "branch" / "weights.safetensors")
+    done = load_checkpoint(old_run / "checkpoint.pt")
+    seen = done["step"] * trunk["config"]["batch_size"]
+    assert card["start"]["name"] == "run" and card["start"]["branch"] and card["start"]["images_seen"] == seen
+    assert (card["images_seen"], card["steps"]) == (seen + 21, done["step"] + 3)
+    own = {"steps": 3, "images": None, "minutes": None, "batch_size": 7, "shift": 1, "warmup_steps": 0}
+    own["seed"] = trunk["config"]["seed"] + 1
+    differing = {name for name, value in trunk["config"].items() if card["config"][name] != value}
+    assert differing <= set(own) and {name: card["config"][name] for name in own} == own
+    assert main(["train", "--resume", "--out", str(tmp_path / "branch"), "--steps", "4"]) == 0
+    capsys.readouterr()
+    for option, text in ((("--size", "8"), "a branch keeps size"), (("--optimizer", "muon"), "a branch keeps optim")):
+        assert main([*branch[:-1], str(tmp_path / "other"), "--steps", "3", *option]) == 1
+        assert text in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from diffusion_utils.sampling import sample, stream
 from diffusion_utils.schedule import make_schedule
 from diffusion_utils.training import StepRecord, TrainConfig, load_checkpoint, train
 from diffusion_utils.training.arithmetic import bf16_is_native
-from diffusion_utils.training.batches import Batch, Batches, make_batch, make_cond
+from diffusion_utils.training.batches import Batch, Batches, make_batch, make_cond, shifted
 from diffusion_utils.training.loop import make_objective
 from diffusion_utils.training.optimizers import ema_update
 
@@ -439,6 +439,25 @@ def test_flips_mirror_about_half_of_the_pictures_left_to_right():
     assert (unchanged ^ mirrored).all()
     assert 150 < mirrored.sum() < 250
     assert torch.equal(make_batch(images, 0, config(batch_size=400, flip=False))[0], straight)
+
+
+def test_a_shift_moves_every_picture_and_repeats_its_edge():
+    images = torch.arange(2 * 3 * 4 * 5).view(2, 3, 4, 5)
+    moved = shifted(images, torch.tensor([[1, -2], [0, 0]]))
+    by_hand = F.pad(images.float(), (2, 2, 2, 2), mode="replicate")[0, :, 1:5, 4:9]  # from one above, and two right
+    assert torch.equal(moved[0].float(), by_hand) and torch.equal(moved[1], images[1])
+
+
+def test_shifts_are_drawn_evenly_and_for_each_picture_alone():
+    ramp = torch.arange(64, dtype=torch.uint8)
+    images = (ramp[:8, None] * 8 + ramp[None, :8]).expand(1, 3, 8, 8)  # its middle tells where it is
+    run = config(batch_size=2000, shift=2, flip=False)
+    middle = ((make_batch(images, 0, run)[0][:, 0, 4, 4] + 1) * 127.5).round().long()
+    rows, columns = 4 - middle // 8, 4 - middle % 8
+    for moved in (rows, columns):
+        assert sorted(moved.unique().tolist()) == [-2, -1, 0, 1, 2]
+        assert torch.bincount(moved + 2).min() > 320
+    assert abs(torch.corrcoef(torch.stack([rows, columns]).float())[0, 1]) < 0.1
 
 
 @pytest.mark.parametrize("conditional", [False, True])

@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial, wraps
 from inspect import getdoc
 from pathlib import Path
@@ -24,7 +24,7 @@ from diffusion_utils.commands.evaluate import evaluate
 from diffusion_utils.commands.export import export
 from diffusion_utils.commands.figures import figures
 from diffusion_utils.commands.sample import sample
-from diffusion_utils.commands.train import OPEN, stored_run, train
+from diffusion_utils.commands.train import OPEN, branched_run, stored_run, train
 from diffusion_utils.pipeline import Drawing
 from diffusion_utils.training import Run
 
@@ -102,7 +102,7 @@ def _postponed(command: Callable) -> Callable:
 
 
 def _default_run(arguments: list[str]) -> Run:
-    """What `train` starts from where nothing is said: to resume, the run that --out holds."""
+    """What `train` starts from where nothing is said: the run that it resumes, or that it branches off from."""
     words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--") else [word])]
     pairs = [*zip(words, words[1:])]
     out = next((Path(value) for flag, value in pairs if flag == "--out"), None)
@@ -110,6 +110,8 @@ def _default_run(arguments: list[str]) -> Run:
         raise ValueError("--out is empty: give the folder of the run, or . for this one")
     if "--resume" in words and out and (out / "run.json").is_file():
         return stored_run(out)
+    if branch := next((Path(value) for flag, value in pairs if flag == "--branch" and value), None):
+        return replace(branched_run(branch), out=tyro.MISSING)
     return Run(out=tyro.MISSING, config=OPEN)
 
 

@@ -14,6 +14,7 @@ from diffusion_utils.evaluation import Reference, features
 from diffusion_utils.files import write_json
 from diffusion_utils.networks import count_parameters
 from diffusion_utils.pipeline import AS_ADVISED, Drawing
+from diffusion_utils.training.config import Precision
 
 LEAST = 4  # precision and recall look at the third nearest other picture
 
@@ -30,6 +31,7 @@ def evaluate(
     extractor: features.ExtractorName = features.DEFAULT,
     out: Path | None = None,
     device: str = DEVICE,
+    mixed_precision: Precision = "no",
 ) -> None:
     """Draw pictures from trained weights and compare them with real ones.
 
@@ -50,6 +52,7 @@ def evaluate(
         extractor: The network whose features are compared.
         out: A JSON file for the result.
         device: Where to draw, such as cpu or cuda.
+        mixed_precision: Of the drawing, as for `sample`.
     """
     if count < LEAST:
         raise ValueError(f"--count must be at least {LEAST}")
@@ -59,7 +62,7 @@ def evaluate(
             raise ValueError(f"--out {out}: the result is written as JSON, so let its name end in .json")
     # What can go wrong goes wrong here, before the minutes of drawing.
     seeds, options = range(seed, seed + count), vars(drawing)
-    pipe = pipeline.load(weights, device)
+    pipe = pipeline.load(weights, device, mixed_precision)
     pipe.guided(seeds, condition, prompt, **options)
     how = pipe.settled(condition, **options)
     features.extractor(extractor).to(device)
@@ -82,6 +85,7 @@ def evaluate(
         **{name: value for name, value in asdict(how).items() if value is not None},
         "condition": condition,
         "prompt": prompt,
+        "mixed_precision": mixed_precision,
         "seed": seed,
         "seconds_of_drawing": round(seconds, 1),
         **pretrained.machine(),

@@ -27,8 +27,8 @@ from diffusion_utils.networks.super_resolution import low_resolution_cond, shrin
 from diffusion_utils.pipeline import UNCONDITIONAL, Drawing, Pipeline
 from diffusion_utils.plotting import save_grid
 from diffusion_utils.training import Run, StepRecord, TrainConfig
-from diffusion_utils.training.checkpoints import CHECKPOINT
-from diffusion_utils.training.config import BUDGET, FREE_ON_RESUME
+from diffusion_utils.training.checkpoints import CHECKPOINT, load_checkpoint
+from diffusion_utils.training.config import BUDGET, FREE_ON_RESUME, KEPT_BY_BRANCH
 from diffusion_utils.training.loop import STARTED, check_share
 
 CONSISTENCY_DRAWING = {"sampler": "consistency", "steps": 2}
@@ -77,7 +77,7 @@ def _train(job: "Job") -> None:
     if run.resume and not begun and is_main:
         print(f"{run.out} holds no checkpoint yet: starting the run there")
     start = pretrained.load(run.start).net if run.start and not begun else None
-    records = training.train(config, job.images, run.out, run.resume, job.cond, start, job.begin)
+    records = training.train(config, job.images, run.out, run.resume, job.cond, start, job.begin, run.branch)
     try:
         for record in records:
             if not is_main:
@@ -252,7 +252,7 @@ def prepare(run: Run) -> Job:
     else:
         asked = run
         _check_places(run)
-        run, before, has = _started(run) if run.start else _begun(run)
+        run, before, has = _branched(run) if run.branch else _started(run) if run.start else _begun(run)
         _refuse_ignored(asked, run)
         _check_network(run)
     run.config.progress(0, 0)
@@ -321,9 +321,17 @@ def stored_run(out: Path) -> Run:
     return replace(stored, config=replace(stored.config, **dict.fromkeys(BUDGET)))
 
 
+def branched_run(out: Path) -> Run:
+    """The same of a command line that branches off from it: with other pictures in its batches, and no warm-up."""
+    stored = stored_run(out)
+    config = replace(stored.config, seed=stored.config.seed + 1, warmup_steps=0)
+    return replace(stored, resume=False, start=None, branch=str(out), config=config)
+
+
 def _refuse_ignored(asked: Run, run: Run) -> None:
     """Raise a ValueError for an option that would change nothing in the run that comes of it."""
-    said, default, now = ({**vars(one), **vars(one.config)} for one in (asked, Run(Path(), config=OPEN), run))
+    default = branched_run(Path(run.branch)) if run.branch else Run(Path(), config=OPEN)
+    said, default, now = ({**vars(one), **vars(one.config)} for one in (asked, default, run))
     for name, (other, values) in MEANT_FOR.items():
         if said[name] != default[name] and now[other] not in values:
             flags = (text.replace("_", "-") for text in (name, other))
@@ -342,7 +350,7 @@ def _check_network(run: Run) -> None:
             f"--size {run.size} does not fit the network, which takes multiples of its stride, {stride}: "
             f"give --size {(run.size // stride + 1) * stride}, or another network"
         )
-    if run.config.objective in STARTED and not run.start:
+    if run.config.objective in STARTED and not (run.start or run.branch):
         raise ValueError(f"objective {run.config.objective!r} tunes a trained network: give start (--start WEIGHTS)")
 
 
@@ -363,7 +371,8 @@ def _check_places(run: Run) -> None:
 
 def _located(run: Run) -> Run:
     """The run with whole paths, so that it can be resumed from another working folder."""
-    names = {"data": sets.LICENCES, "start": pretrained.names(), "autoencoder": pretrained.names()}
+    shipped = pretrained.names()
+    names = {"data": sets.LICENCES, "start": shipped, "autoencoder": shipped, "branch": []}
     paths = {name: getattr(run, name) for name in names}
     paths = {name: path for name, path in paths.items() if path and path not in names[name] and "://" not in path}
     return replace(run, **{name: str(Path(path).absolute()) for name, path in paths.items()})
@@ -401,6 +410,27 @@ def _begun(run: Run) -> tuple[Run, dict, str | None]:
     condition = "low_resolution" if network.get("name") == "super_resolution" else run.condition
     size = default_size(run.data) if run.size is None else run.size
     return replace(run, size=size, condition=condition, config=replace(run.config, network=network)), {}, None
+
+
+def _branched(run: Run) -> tuple[Run, dict, str | None]:
+    """A new run that goes on from another one's checkpoint."""
+    other, contents = Run.from_folder(Path(run.branch))
+    other = _located(other)
+    if run.start:
+        raise ValueError("--start and --branch both say what to begin with: give one of them")
+    then, now = ({**vars(both), **vars(both.config)} for both in (other, run))
+    for name in ("data", "size", "aspect", "condition", "autoencoder", *KEPT_BY_BRANCH):
+        if then[name] != now[name]:
+            flag = name.replace("_", "-")
+            raise ValueError(
+                f"a branch keeps {name} of the run that it leaves, {then[name]!r}: leave --{flag} out, or begin with "
+                "its weights, --start"
+            )
+    checkpoint = load_checkpoint(Path(run.branch) / CHECKPOINT)
+    done = (checkpoint["step"] * other.config.batch_size, checkpoint["step"], round(checkpoint["seconds"]))
+    earlier = contents.get("before") or {}
+    before = {name: count + earlier.get(name, 0) for name, count in zip(COUNTED, done)}
+    return run, {"name": Path(run.branch).name, "branch": True} | before, run.condition
 
 
 def _started(run: Run) -> tuple[Run, dict, str | None]:

@@ -86,6 +86,9 @@ def make_batch(
     if config.flip:
         mirrored = torch.rand(batch, 1, 1, 1, device=device, generator=generator) < 0.5
         x0 = torch.where(mirrored, x0.flip(3), x0)
+    if config.shift:
+        by = torch.randint(-config.shift, config.shift + 1, (batch, 2), device=device, generator=generator)
+        x0 = shifted(x0, by)
     if config.timestep_sampling == "uniform":
         t = torch.randint(config.num_train_timesteps, (batch,), device=device, generator=generator)
     else:
@@ -96,6 +99,17 @@ def make_batch(
     noise = torch.randn(batch, *(noise_shape or x0.shape[1:]), device=device, generator=generator)
     part = _part(batch, share)
     return x0[part], noise[part], t[part]
+
+
+def shifted(images: Tensor, by: Tensor) -> Tensor:
+    """Pictures (N, C, H, W), moved by (N, 2) pixels down and right, whole numbers; the edge is repeated where
+    there is nothing."""
+    pictures = torch.arange(len(images), device=images.device)[:, None, None]
+    rows, columns = (
+        (torch.arange(side, device=images.device) - by[:, i, None]).clamp(0, side - 1)
+        for i, side in enumerate(images.shape[2:])
+    )
+    return images[pictures, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
 def make_cond(cond: Tensor, step: int, config: TrainConfig, share: Share = (0, 1)) -> Tensor:

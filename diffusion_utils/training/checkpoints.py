@@ -149,15 +149,33 @@ class TrainState:
         Raises:
             ValueError: damaged, or of a run that learns something else than `config` says.
         """
+        contents = self.learnt(path, config, device, FREE_ON_RESUME)
+        self.step, self.seconds = contents["step"], contents["seconds"]
+        self.skipped_steps = contents.get("skipped_steps", 0)  # not in checkpoints of earlier versions
+        torch.set_rng_state(contents["rng"].cpu())
+        if contents["cuda_rng"] and torch.cuda.is_available():
+            states = contents["cuda_rng"][: torch.cuda.device_count()]
+            torch.cuda.set_rng_state_all([state.cpu() for state in states])
+
+    def learnt(self, path: Path, config: TrainConfig, device: torch.device, free: set[str]) -> dict:
+        """Take over what another state, or an earlier one, has learnt: weights, average, optimizer, scale of the
+        loss.  Gives the whole checkpoint.
+
+        Args:
+            free: settings in which that run may differ from `config`.
+
+        Raises:
+            ValueError: the checkpoint is damaged, or of a run that differs in others.
+        """
         contents = load_checkpoint(path, device)
         try:
             then, now = asdict(TrainConfig(**contents["config"])), asdict(config)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path} is a checkpoint of another version of diffusion_utils: {error}") from None
-        changed = [name for name in now if name not in FREE_ON_RESUME and then[name] != now[name]]
+        changed = [name for name in now if name not in free and then[name] != now[name]]
         if changed:
             raise ValueError(
-                f"{path.parent} was trained with other settings ({', '.join(changed)}): resume it "
+                f"{path.parent} was trained with other settings ({', '.join(changed)}): go on "
                 "with its own, or choose another folder"
             )
         try:
@@ -165,14 +183,9 @@ class TrainState:
                 getattr(self, name).load_state_dict(contents[name])
         except (RuntimeError, KeyError, ValueError):  # as each of them says that something does not fit
             raise ValueError(f"{path} holds another network than its settings say: was the code changed?") from None
-        self.step, self.seconds = contents["step"], contents["seconds"]
-        self.skipped_steps = contents.get("skipped_steps", 0)  # not in checkpoints of earlier versions
         if contents.get("scaler") and self.scaler.is_enabled():  # on another device "auto" may mean another precision
             self.scaler.load_state_dict(contents["scaler"])
-        torch.set_rng_state(contents["rng"].cpu())
-        if contents["cuda_rng"] and torch.cuda.is_available():
-            states = contents["cuda_rng"][: torch.cuda.device_count()]
-            torch.cuda.set_rng_state_all([state.cpu() for state in states])
+        return contents
 
 
 def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dict:

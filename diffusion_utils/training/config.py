@@ -13,9 +13,13 @@ from diffusion_utils.prediction import PredictionType
 from diffusion_utils.sampling import checked_seeds
 from diffusion_utils.schedule import Schedule, ScheduleName, make_schedule
 
+Precision = Literal["auto", "no", "bf16", "fp16"]
 BUDGET = ("steps", "images", "minutes")
 # What may differ when a run is resumed: when to stop and how often to report, not what is learnt.
 FREE_ON_RESUME = {*BUDGET, "log_every", "checkpoint_every"}
+# What a branch shares with the run that it leaves: what its network and optimizer are.
+NOISE = ("schedule", "num_train_timesteps", "zero_terminal_snr")
+KEPT_BY_BRANCH = ("network", "prediction_type", "sigma_data", *NOISE, "objective", "optimizer")
 
 
 @dataclass(frozen=True)
@@ -71,10 +75,13 @@ class TrainConfig:
     # Mirror each picture left to right with probability ½, so that the network learns, and draws, either way round;
     # leave it out where left and right differ, as in letters.  Toy cars with captions never are.
     flip: bool = True
+    # Move each picture by up to so many pixels, at random, up or down and left or right; what comes into the window
+    # repeats the edge.  Where the network would else see each picture only in one place.
+    shift: int = 0
     seed: int = 0  # Of the initial weights, the order of the pictures, the noise and the timesteps.
     # Precision of the network's arithmetic; "auto": bf16 where the device computes in it natively, else fp16 with a
     # scaled loss on NVIDIA's GPUs with tensor cores (a T4), else float32 (no).
-    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    mixed_precision: Precision = "auto"
     # Use torch.compile; "auto": on a GPU that can, where the budget is long enough to earn it.
     compile: Literal["auto", "no", "yes"] = "auto"
     log_every: int = 20  # Steps from one record to the next.
@@ -89,6 +96,8 @@ class TrainConfig:
             raise ValueError(f'network needs a name, such as {{"name": "resnet"}}, not {self.network}')
         if self.warmup_steps < 0 or self.weight_decay < 0:
             raise ValueError("warmup_steps and weight_decay must be at least 0")
+        if not 0 <= self.shift <= 32:
+            raise ValueError(f"shift must lie in [0, 32] pixels, not {self.shift}")
         checked_seeds([self.seed])
         for name in ("cond_dropout", "decay_fraction"):
             if not 0 <= getattr(self, name) <= 1:
@@ -184,6 +193,9 @@ class Run:
     autoencoder: str | None = None  # Weights of one: learn its latents of the pictures instead of their pixels.
     # Weights to begin with, a name or a path; network, schedule and prediction type are theirs.
     start: str | None = None
+    # Folder of another run: go on from its checkpoint, optimizer and average of the weights included, with other
+    # options; what is left out is as there, but for the budget, the seed (the next one) and the warm-up (none).
+    branch: str | None = None
     sample_every: int = 2000  # Draw a grid every so many steps; 0: only at the end.
     snapshot_images: int = 0  # Keep the averaged weights every so many pictures, in snapshots/; 0: never.
     config: TrainConfig = field(default_factory=TrainConfig)
@@ -192,7 +204,7 @@ class Run:
 
     def __post_init__(self):
         _check_kinds(self)
-        for name in ("data", "start", "autoencoder"):
+        for name in ("data", "start", "branch", "autoencoder"):
             if getattr(self, name) == "":
                 raise ValueError(f"{name} is empty: give a name or a path, or leave --{name} out")
         if self.size is not None and not 8 <= self.size <= 1024:

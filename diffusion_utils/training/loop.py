@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -34,7 +34,7 @@ from diffusion_utils.prediction import Denoiser, min_snr_weight
 from diffusion_utils.training import arithmetic
 from diffusion_utils.training.batches import Batch, Batches
 from diffusion_utils.training.checkpoints import CHECKPOINT, LOG, Log, TrainState, only_run, stop_on_signal
-from diffusion_utils.training.config import TrainConfig
+from diffusion_utils.training.config import KEPT_BY_BRANCH, TrainConfig
 from diffusion_utils.training.consistency import STAGES, consistency_loss
 from diffusion_utils.training.optimizers import MovingAverage, ema_update, make_optimizer
 from diffusion_utils.training.perceptual import DecoderLoss
@@ -83,6 +83,7 @@ def train(
     cond: Tensor | None = None,
     start: nn.Module | None = None,
     begin: Callable[[], None] | None = None,
+    branch: str | Path | None = None,
 ) -> Iterator[StepRecord]:
     """Train a denoiser; yields a record every `config.log_every` steps and at the end.
 
@@ -100,6 +101,9 @@ def train(
             the picture network of a `TextToImage`, which then only has to learn the text.
         begin: called once, when all has been checked and before the first step: writes what belongs beside the
             checkpoint.
+        branch: folder of another run, whose weights, average and optimizer this one takes over; their
+            configurations may differ, but for `KEPT_BY_BRANCH`.  Give it another seed, or it sees the same pictures
+            in the same order again.
 
     Under `accelerate launch` every process runs this and takes its share of each batch.
 
@@ -116,7 +120,9 @@ def train(
     resumed = bool(run_dir) and (run_dir / CHECKPOINT).exists()
     if resumed and not resume:
         raise FileExistsError(f"{run_dir} already holds a run: resume it (--resume) or choose another folder")
-    if config.objective in STARTED and start is None and not resumed:
+    if start is not None and branch is not None:
+        raise ValueError("start and branch both say what to begin with: give one of them")
+    if config.objective in STARTED and start is None and branch is None and not resumed:
         raise ValueError(f"objective {config.objective!r} tunes a trained network: give start (--start WEIGHTS)")
     _check_images(images)
     config.progress(0, 0)  # an error where there is no budget, before anything is done
@@ -125,6 +131,9 @@ def train(
         keep_freed_memory()
 
     state = _new_state(config, accelerator.device, start if not resumed else None)
+    if branch is not None and not resumed:
+        free = {option.name for option in fields(config)}.difference(KEPT_BY_BRANCH)
+        state.learnt(Path(branch) / CHECKPOINT, config, accelerator.device, free)
     if cond is not None:
         cond = cond.to(accelerator.device, torch.int64 if isinstance(state.net, TextToImage) else torch.float32)
     share = (accelerator.process_index, accelerator.num_processes)
