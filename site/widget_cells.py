@@ -13,7 +13,7 @@ from pathlib import Path
 
 import nbformat
 
-MAKERS = ("noise_slider", "scrubber", "prompt_box")  # of `diffusion_utils.plotting.widgets`
+MAKERS = ("frame_slider", "noise_slider", "scrubber", "prompt_box")  # of `diffusion_utils.plotting.widgets`
 
 
 def widget_cells(path: str | Path) -> Iterator[tuple[int, list[str]]]:
