@@ -40,10 +40,10 @@ def figures(path: Path, folder: Path, drawn: bool) -> Iterator[tuple[int, dict]]
             with Image.open(io.BytesIO(image.value)) as picture:
                 # Not WebP: it halves the resolution of colours, and noise would turn grey.
                 put_jpeg(folder / name, picture, quality=90, subsampling=0)
-                shape = picture.height / picture.width
+                shape, own = picture.height / picture.width, f"{picture.width}px"
             words = re.sub(r"\s+·\s+", ", ", BeautifulSoup(label.value, "html.parser").get_text())
             frames[k] = [name, label.value, f"The pictures: {words}"]
-        width = int(image.layout.width.removesuffix("px"))
+        width = int((image.layout.width or own).removesuffix("px"))
         start = frames[sum(control["start"] * control["stride"] for control in controls)]
         values = {"frames": [frames[k] for k in sorted(frames)], "controls": controls, "start": start}
         yield place, values | {"width": width, "height": round(width * shape)}
@@ -53,7 +53,7 @@ def run(path: Path, sources: list[str]) -> tuple[ipywidgets.VBox, dict]:
     """The widget at the end of the last of these cells, and the names that the cells define."""
     names, box = {}, None
     matplotlib.use("Agg")
-    with contextlib.chdir(path.parent), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
+    with contextlib.chdir(path.parent), contextlib.redirect_stdout(io.StringIO()), torch.enable_grad():
         for source in sources:
             tree = ast.parse(source)
             last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None

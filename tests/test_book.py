@@ -305,6 +305,23 @@ def test_every_step_of_a_walk_and_every_prompt_has_its_frame(little):
     assert second.img["src"] == drawn[2][0] and second.select_one(f'a[href="{LIVE}"]')
 
 
+def test_a_slider_shows_what_its_cells_have_trained(tmp_path):
+    learn = """
+from diffusion_utils.plotting import picture_grid
+weight = torch.zeros(1, requires_grad=True)
+(weight - 1).square().sum().backward()
+pictures = [torch.full((1, 3, 8, 8), shade) for shade in (weight.grad.item() / 2, 0.5)]
+pngs = [widgets.encode(picture_grid(each)) for each in pictures]
+"""
+    learnt = v4.new_code_cell(learn)
+    slider = v4.new_code_cell("widgets.frame_slider(pngs, ['black', 'grey'], 'step')")
+    chosen = {name: cells()[name] for name in ("import", "text")} | {"learn": learnt, "slider": slider}
+    book.build(tmp_path / "book", root=small(tmp_path / "root", chosen))
+    (shown,) = frames(page(tmp_path / "book", "01_small"))
+    shades = [np.asarray(Image.open(tmp_path / "book" / file)).mean() for file, _, _ in shown]
+    assert [label for _, label, _ in shown] == ["black", "grey"] and np.allclose(shades, [0, 191], atol=2)
+
+
 def test_without_widgets_a_note_stands_in_their_place(little, tmp_path):
     book.build(tmp_path / "book", with_frames=(), root=little / "root")
     soup = page(tmp_path / "book", "01_small")

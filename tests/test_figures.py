@@ -5,8 +5,10 @@ import json
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from diffusion_utils import pipeline
 from diffusion_utils.commands import main
@@ -73,7 +75,8 @@ def test_the_rulers_are_drawn_against_each_other_on_validation(tmp_path, monkeyp
     (tmp_path / "guidance-stanford-cars-1m.json").write_text(json.dumps(rows))
     with pytest.raises(FileNotFoundError, match="ways.py guidance --part validation"):
         figures.rulers(tmp_path, tmp_path)
-    rows += [{"way": "a", "part": "validation", "generated": scores, "floor": {"kid": 0, "kid_early": -0.01}}]
+    measured = {"part": "validation", "generated": scores, "floor": {"kid": 0, "kid_early": -0.01}}
+    rows += [{"way": way, "images_seen": seen, **measured} for way, seen in (("a", 9), ("before", 8))]
     (tmp_path / "guidance-stanford-cars-1m.json").write_text(json.dumps(rows))
     given, points = [], figures.points
     monkeypatch.setattr(figures, "points", lambda *args: given.append(args) or points(*args))
@@ -98,6 +101,13 @@ def test_a_car_comes_out_of_noise(tmp_path, monkeypatch):
     assert rows[0][0].std() > 0.9 and torch.equal(rows[0][-1], rows[1][-1])  # from noise; the end is the last guess
     finished = pipeline.load(figures.HEADLINE)(range(2))
     assert torch.equal(to_uint8(torch.stack([rows[0][-1], rows[2][-1]])), finished)
+
+
+def test_the_walk_of_dots_is_the_one_that_the_notebook_stores(tmp_path):
+    folder = Path(__file__).parents[1]
+    made = figures.an_hour(tmp_path, folder / "notebooks/00_diffusion_in_an_hour.ipynb")
+    shipped = folder / "images/diffusion_in_an_hour.png"
+    assert np.array_equal(np.asarray(Image.open(made)), np.asarray(Image.open(shipped)))
 
 
 def test_the_command_makes_the_named_figures_and_refuses_others(tmp_path, monkeypatch, capsys):

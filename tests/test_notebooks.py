@@ -2,11 +2,15 @@
 package's code."""
 
 import ast
+import contextlib
+import io
 import math
 import os
 import re
+import sys
 from pathlib import Path
 
+import matplotlib
 import nbformat
 import pytest
 import torch
@@ -17,6 +21,9 @@ from diffusion_utils import evaluation, guidance, ideal, prediction, sampling, s
 from diffusion_utils.evaluation import metrics
 from diffusion_utils.networks import autoencoder, blocks, super_resolution, text
 from diffusion_utils.training import optimizers
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "site"))
+from widget_cells import needed
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -41,12 +48,14 @@ def taught(stem: str) -> dict:
     tree = ast.parse("\n".join(cell.source for cell in cells(FOLDER / f"{stem}.ipynb")))
     keep = [node for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
     space = {"torch": torch, "math": math, "nn": nn, "F": F, "re": re, "blocks": blocks, "sampling": sampling}
+    space["Schedule"] = schedule.Schedule
     exec(compile(ast.Module(keep, []), stem, "exec"), space)  # our own notebooks' code
     return space
 
 
 def test_the_series_is_complete():
     assert [path.stem for path in NOTEBOOKS] == [
+        "00_diffusion_in_an_hour",
         "01_forward_noising",
         "02_resnet_encoder_decoder",
         "03_training_on_stanford_cars",
@@ -129,6 +138,91 @@ def test_has_exercises_with_hidden_solutions(path):
     text = "\n".join(cell.source for cell in cells(path, "markdown"))
     assert "## What to remember" in text and "## Exercises" in text
     assert 2 <= text.count("<details><summary>Solution</summary>") == text.count("</details>")
+
+
+BUILD = re.compile(r"\*\*\d+\. Build\.\*\*(.*?)</details>", re.DOTALL)
+SMALL = {"POINT_STEPS": 20, "PICTURE_STEPS": 2, "OVERFIT_STEPS": 2, "COMPARE_STEPS": 20, "TRAIN_IMAGES": 640}
+
+
+def built(path) -> list[str]:
+    """The code of the solutions of a notebook's exercises of the third grade."""
+    text = "\n".join(cell.source for cell in cells(path, "markdown"))
+    return ["\n".join(re.findall(r"```python\n(.*?)```", answer, re.DOTALL)) for answer in BUILD.findall(text)]
+
+
+@pytest.mark.parametrize(
+    ("path", "solution"),
+    [pytest.param(path, code, id=f"{path.stem}-{i}") for path in NOTEBOOKS for i, code in enumerate(built(path), 1)],
+)
+def test_what_an_exercise_asks_to_build_runs_after_the_notebooks_own_cells(path, solution, monkeypatch):
+    """With those cells that it needs, trainings made small."""
+    assert solution, "an exercise to build needs a solution in Python"
+    sources, space = [cell.source for cell in cells(path)] + [solution], {}
+    monkeypatch.chdir(FOLDER)
+    matplotlib.use("Agg")
+    with contextlib.redirect_stdout(io.StringIO()), torch.enable_grad():
+        for i in needed(sources, len(sources) - 1):
+            exec(compile(sources[i], f"{path.stem}, cell {i}", "exec", optimize=1), space)  # our own notebooks' code
+            space |= {name: value for name, value in SMALL.items() if name in space}
+
+
+@pytest.mark.parametrize("stem", [path.stem for path in NOTEBOOKS[:3]])
+def test_a_notebook_has_something_to_predict_to_change_and_to_build(stem):
+    text = "\n".join(cell.source for cell in cells(FOLDER / f"{stem}.ipynb", "markdown"))
+    assert "*Predict, then run:*" in text.split("## Exercises")[0]
+    assert "Change one line.**" in text.split("## Exercises")[1] and built(FOLDER / f"{stem}.ipynb")
+
+
+def test_the_glossarys_worked_numbers():
+    text = (FOLDER / "glossary.md").read_text(encoding="utf-8")
+    together = 0.3**2 + 0.4**2
+    assert f"variance 0.09 + 0.16 = {together:.2f}, so the standard deviation is {together**0.5:.1f}" in text
+    precision = 1 / 1 + 1 / 0.5
+    assert f"make {precision:.0f}, so $s^2 = 1/{precision:.0f}$ and $m = (0 + 6)/3 = {3 / 0.5 / precision:.0f}$" in text
+    variance, covariance = 0.6**2 * 0.25 + 0.8**2, 0.6 * 0.25
+    c = covariance / variance
+    assert f"= {variance:.2f}$" in text and f"= {covariance:.2f}$, so $c = {c:.3f}$" in text
+    assert f"most likely {c:.3f}" in text and f"= {0.25 - c**2 * variance:.3f}$" in text
+
+
+@pytest.mark.parametrize("shape", [(5, 2), (2, 3, 8, 8)])
+def test_the_whole_model_of_an_hour_walks_as_the_packages(shape):
+    code = taught("00_diffusion_in_an_hour") | {"T": 1000}
+    for each in code.values():
+        getattr(each, "__globals__", {}).update(T=1000)
+    angle = (torch.arange(1000, dtype=torch.float64) + 1) / 1000 * math.pi / 2
+    ours, start = schedule.Schedule(angle.cos() ** 2), torch.randn(shape)
+    assert (ours.alphas_cumprod.sqrt() - schedule.cosine(1000).alphas_cumprod.sqrt()).abs().max() < 0.02
+    t = torch.randint(1000, shape[:1])
+    noise = torch.randn(shape)
+    assert torch.allclose(code["add_noise"](start, noise, t), ours.add_noise(start, noise, t), atol=1e-6)
+
+    def predict(x, t):  # stands in for a network
+        return torch.tanh(x * 0.7 + t.reshape(-1, *[1] * (x.dim() - 1)) / 500)
+
+    walk = code["sample"](predict, start, steps=12)
+    theirs = list(sampling.ddim(predict, ours, start, steps=12, clip_sample=False))
+    assert [t for t, *_ in walk] == [step.t for step in theirs]
+    for (_, x_t, guess), step in zip(walk, theirs):
+        assert torch.allclose(x_t, step.x_t, atol=1e-4) and torch.allclose(guess, step.x0, atol=1e-4)
+
+
+def test_the_training_loop_of_an_hour_draws_fresh_noise_and_learns():
+    code, seen = taught("00_diffusion_in_an_hour"), []
+    code["train"].__globals__["T"] = 1000
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.answer = nn.Parameter(torch.zeros(2))
+
+        def forward(self, x_t, t):
+            seen.append(x_t.detach())
+            return self.answer.expand(len(x_t), 2)
+
+    net, losses = code["train"](Net(), torch.full((10, 2), 3.0), 400, learning_rate=0.05)
+    assert torch.allclose(net.answer, torch.tensor(3.0), atol=0.05) and losses[-1] < losses[0] / 100
+    assert len({x_t[0, 0].item() for x_t in seen}) == len(seen) == 400
 
 
 def test_taught_schedules_are_the_packages():
@@ -299,6 +393,37 @@ def test_taught_redrawing_is_the_packages_ddim():
     assert torch.allclose(ours, theirs.x_t, atol=1e-5)
 
 
+def test_taught_posteriors_feel_both_terms_of_the_elbo():
+    fit = taught("07_latent_diffusion")["fit_ovals"]
+    pictures = torch.tensor([-0.5, 0.5])[:, None, None, None].expand(2, 3, 2, 2)
+    weak, strong = fit(pictures, 150, 0.1), fit(pictures, 600, 1e4)
+    assert (weak[2] - pictures).abs().max() < 0.1 and weak[1].max() < -2  # kept apart, and narrow
+    mean, log_variance, drawn = strong  # nothing but the prior, and the mean of both
+    assert mean.abs().max() < 0.05 and log_variance.abs().max() < 0.3 and drawn.abs().max() < 0.1
+
+
+@torch.no_grad()
+def test_the_notebook_draws_with_stable_diffusions_parts_as_diffusers_does():
+    diffusers = pytest.importorskip("diffusers", reason="the oracle for Stable Diffusion is not installed")
+    torch.manual_seed(0)
+    ways = {"down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"), "norm_num_groups": 4}
+    ways |= {"up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"), "block_out_channels": (8, 16)}
+    unet = diffusers.UNet2DConditionModel(8, 4, 4, cross_attention_dim=12, attention_head_dim=4, **ways).eval()
+    vae = diffusers.AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, scaling_factor=0.18215).eval()
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}  # Stable Diffusion's
+    scheduler = diffusers.DDIMScheduler(**betas, clip_sample=False, timestep_spacing="trailing")
+    words, x = torch.randn(2, 7, 12), torch.randn(1, 4, 8, 8)
+    draw = taught("07_latent_diffusion")["draw_with"]
+    ours = draw(unet, vae, scheduler.alphas_cumprod, words, x, steps=5, guidance_scale=3)
+
+    scheduler.set_timesteps(5)
+    for t in scheduler.timesteps:
+        conditional, unconditional = (unet(x, t, encoder_hidden_states=text[None]).sample for text in words)
+        x = scheduler.step(unconditional + 3 * (conditional - unconditional), t, x).prev_sample
+    theirs = vae.decode(x / vae.config.scaling_factor).sample
+    assert theirs.std() > 0.01 and torch.allclose(ours, theirs, atol=1e-4)
+
+
 def test_taught_flow_is_the_packages():
     code, s = taught("09_flow_matching"), schedule.flow(100)
     x0, noise, start = torch.randn(3, 6, 2, dtype=torch.float64)
@@ -343,7 +468,7 @@ def test_taught_field_is_that_of_gaussian_data_and_heun_is_of_second_order():
 
 @pytest.mark.skipif("CI" in os.environ, reason="the tree is a fresh clone in CI")
 def test_no_second_source_of_the_notebooks():
-    assert not [path for path in FOLDER.iterdir() if path.suffix in (".py", ".md")]
+    assert [path.name for path in FOLDER.iterdir() if path.suffix in (".py", ".md")] == ["glossary.md"]
 
 
 @EVERY

@@ -2,6 +2,7 @@
 
 import importlib
 import io
+import math
 import sys
 
 import matplotlib
@@ -383,6 +384,36 @@ def test_dots_stand_in_their_rows_top_down():
     assert axes.yaxis_inverted()
 
 
+def test_clouds_stand_in_their_panels_with_arrows_to_their_ends():
+    here, there, data = torch.rand(3, 5, 2)
+    figure = plotting.clouds([[here, there], [there, here]], ["a", "b"], ["up", "down"], data, [[there, here]] * 2)
+    panels = figure.axes
+    assert [panel.get_title() for panel in panels] == ["a", "b", "", ""]
+    assert [panel.get_ylabel() for panel in panels] == ["up", "", "down", ""]
+    assert np.allclose(panels[0].collections[1].get_offsets(), here)
+    assert np.allclose(panels[0].lines[0].get_xydata(), data)
+    arrows = panels[0].collections[0]
+    assert np.allclose(arrows.get_offsets() + np.stack([arrows.U, arrows.V], 1), there)
+    coloured = plotting.clouds([[here]], ["a"], hues=torch.linspace(0, 1, 5)).axes[0].collections[0]
+    assert len({*map(tuple, coloured.get_facecolors())}) == 5
+
+
+def test_a_heat_map_shows_its_matrix_with_white_for_zero():
+    values = torch.tensor([[0.0, 1.0, -3.0], [2.0, 0.5, 0.0]])
+    figure = plotting.heat_map(values, "t", "number")
+    (image,) = figure.axes[0].images
+    assert np.allclose(image.get_array(), values) and image.get_clim() == (-3, 3)
+    assert (figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()) == ("t", "number")
+    with pytest.raises(ValueError, match="must be a matrix, not of shape"):
+        plotting.heat_map(values[0], "t", "number")
+
+
+@pytest.mark.parametrize(("rows", "names", "left"), [([], [], None), ([[torch.rand(2, 2)]], ["a", "b"], None)])
+def test_clouds_need_a_label_each(rows, names, left):
+    with pytest.raises(ValueError, match="a label for each column"):
+        plotting.clouds(rows, names, left)
+
+
 @pytest.mark.parametrize("draw", [lambda: plotting.points({}, "x", "y"), lambda: plotting.dots({}, "x")])
 def test_empty_charts_are_refused(draw):
     with pytest.raises(ValueError, match="at least one entry"):
@@ -404,6 +435,12 @@ def test_a_network_is_drawn_with_what_goes_past_its_bottleneck(options, skips):
     (axes,) = plotting.network_drawing(found).axes
     assert len(axes.patches) == 1 + sum(len(stage.shape) == 3 for stage in found)  # and the input
     arrows = [text for text in axes.texts if getattr(text, "arrow_patch", None)]
+    (bottleneck,) = [arrow for arrow in arrows if arrow.get_text()]
+    fewest = min((math.prod(stage.shape), stage.shape) for stage in found if len(stage.shape) == 3)
+    assert bottleneck.get_text() == f"bottleneck: {' × '.join(map(str, fewest[1]))} = {fewest[0]:,}"
+    (marked,) = [box for box in axes.patches if box.get_linewidth() > 2]
+    assert marked.get_x() < bottleneck.xy[0] < marked.get_x() + marked.get_width()
+    arrows.remove(bottleneck)
     assert len(arrows) == skips
     for arrow in arrows:  # to the right, from a feature map to one of the same height
         assert arrow.xyann[0] < arrow.xy[0] and arrow.xyann[1] == arrow.xy[1]

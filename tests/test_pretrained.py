@@ -357,7 +357,7 @@ EDITED = {
     "negative T": ({"num_train_timesteps": -1}, "num_train_timesteps must be greater than 0, not -1"),
     "fraction": ({"num_train_timesteps": 50.5}, "num_train_timesteps must be a whole number, not 50.5"),
     "type": ({"prediction_type": "eps"}, "prediction_type must be one of epsilon, sample"),
-    "schedule": ({"schedule": 7}, "schedule must be one of linear, cosine, not 7"),
+    "schedule": ({"schedule": 7}, "schedule must be one of linear, cosine, flow, not 7"),
     "together": ({"prediction_type": "epsilon"}, "epsilon prediction cannot work with a zero-terminal-SNR"),
     "zero": ({"zero_terminal_snr": "false"}, "zero_terminal_snr must be true or false, not 'false'"),
     "sigma_data": ({"sigma_data": float("nan")}, "sigma_data must be a finite number, not nan"),

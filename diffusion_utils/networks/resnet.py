@@ -1,8 +1,9 @@
 """A ResNet encoder and a decoder; what else connects the two is an option.
 
-Without skip connections this is the project's first network: everything it knows about its input
-passes one narrow place in the middle.  With them the decoder also gets the encoder's features of
-each resolution (or only where their maxima were), which is what notebook 05 compares.
+Without skip connections it is of the kind that the project began with (which had stride 32, `FIRST` in
+notebook 05): everything it knows about its input passes one narrow place in the middle.  With them the
+decoder also gets the encoder's features of each resolution (or only where their maxima were), which is
+what notebook 05 compares.
 """
 
 import math

@@ -10,7 +10,8 @@ from diffusion_utils.plotting.style import COLOURS, FONT_SIZE, WIDTH, style, wit
 
 def network_drawing(stages: Sequence, shape: tuple[int, int, int] = (3, 64, 64)) -> Figure:
     """A network as a row of boxes: as tall as its pictures, as wide as its channels (by root); what
-    is carried past the bottleneck (skip connections, pooling indices) as arcs above.
+    is carried past the bottleneck (skip connections, pooling indices) as arcs above.  The bottleneck, the
+    narrowest map, stands out by its edge, and its numbers per picture stand below it.
 
     Args:
         stages: from `networks.stages`; those without height and width (the embedding) are left out.
@@ -39,6 +40,19 @@ def network_drawing(stages: Sequence, shape: tuple[int, int, int] = (3, 64, 64))
             axes.text(middle, -3.3, label, ha="right", va="top", rotation=40, rotation_mode="anchor", **small)
             places.append((middle, tall / 2))
             x += wide + 0.45
+        narrowest, (channels, height, width) = _narrowest(boxes)
+        axes.patches[narrowest].set(edgecolor=COLOURS[1], linewidth=2.5, zorder=3)
+        small_maps = [place for place, (_, _, shape, _) in zip(places, boxes) if shape[1] == height]
+        axes.annotate(
+            f"bottleneck: {channels} × {height} × {width} = {channels * height * width:,}",
+            (places[narrowest][0], -places[narrowest][1] - 0.1),
+            (sum(middle for middle, _ in small_maps) / len(small_maps), -2.6),
+            ha="center",
+            va="center",
+            color=COLOURS[1],
+            fontsize=FONT_SIZE,
+            arrowprops={"arrowstyle": "->", "color": COLOURS[1], "shrinkB": 0},
+        )
         for start, end in _skips(boxes):
             axes.annotate(
                 "",
@@ -49,10 +63,16 @@ def network_drawing(stages: Sequence, shape: tuple[int, int, int] = (3, 64, 64))
         axes.set(xlim=(-0.8, x), ylim=(-5.2, 6 if _skips(boxes) else 3.9))
         axes.set_axis_off()
     first, *_, last = sizes = ["×".join(map(str, size)) for _, _, size, _ in boxes]
-    narrowest = min(range(len(boxes)), key=lambda i: math.prod(boxes[i][2]))
     carried = f"; {len(_skips(boxes))} arrows lead past its middle" if _skips(boxes) else ""
     text = f"A network as a row of {len(boxes)} boxes: from {first} numbers (channels × height × width) "
     return with_alt(figure, f"{text}down to {sizes[narrowest]} and up to {last}{carried}")
+
+
+def _narrowest(boxes: Sequence) -> tuple[int, tuple[int, int, int]]:
+    """Place and shape of the map of the fewest numbers; of several, the last before the maps grow again."""
+    sizes = [math.prod(shape) for _, _, shape, _ in boxes]
+    place = max(i for i, size in enumerate(sizes) if size == min(sizes))
+    return place, boxes[place][2]
 
 
 def _skips(boxes: Sequence) -> list[tuple[int, int]]:
