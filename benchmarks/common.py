@@ -26,9 +26,18 @@ class Results:
     """The rows of a JSON file: all that it holds, or one entry of its `document`."""
 
     def __init__(self, path: Path, empty: list | dict | None = None, entry: str | None = None):
-        self.path = path
-        self.document = json.loads(path.read_bytes()) if path.exists() else [] if empty is None else empty
-        self.rows = self.document if entry is None else self.document[entry]
+        self.path, self.entry = path, entry
+        self.document: list | dict = [] if empty is None else empty
+        self.read()
+
+    def read(self) -> None:
+        """What the file holds by now: another command may have measured, too."""
+        if self.path.exists():
+            self.document = json.loads(self.path.read_bytes())
+
+    @property
+    def rows(self) -> list:
+        return self.document if self.entry is None else self.document[self.entry]
 
     def find(self, settings: dict) -> dict | None:
         """The row with these settings; what rows of earlier versions leave out was as in `DEFAULT`."""
@@ -36,7 +45,10 @@ class Results:
         matches = (r for r in self.rows if all(r.get(key, default.get(key)) == settings[key] for key in settings))
         return next(matches, None)
 
-    def add(self, row: dict) -> None:
+    def add(self, row: dict, instead_of: dict | None = None) -> None:
+        self.read()
+        if instead_of in self.rows:
+            self.rows.remove(instead_of)
         self.rows.append(row)
         self.write()
 

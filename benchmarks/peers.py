@@ -389,9 +389,7 @@ class Peers:
         if self.shipped:  # measured anew each time: the weights may be others by now
             rows.append(measure_shipped(self.shipped, self))
             before = results.find({key: rows[-1][key] for key in ("peer", "count", "size")})
-            if before:
-                results.rows.remove(before)
-            results.add(rows[-1])
+            results.add(rows[-1], instead_of=before)
         for row in rows:
             print(f"{row['peer']}: {row['images_seen']:,} images, KID × 1000 {1000 * row['generated']['kid']:.0f}")
 

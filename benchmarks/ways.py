@@ -331,7 +331,8 @@ class Latent:
     def measure_autoencoder(self, results: Results, name: str, path: str, size: int) -> None:
         """What of photographs does not come back."""
         settings = {"images_seen": pretrained.card(path)["images_seen"], "part": self.part}
-        rows = results.document.setdefault("autoencoders" if self.part == "test" else "on_validation", {})
+        place = "autoencoders" if self.part == "test" else "on_validation"
+        rows = results.document.get(place, {})
         if any(rows.get(name, {}).get(key) != value for key, value in settings.items()):
             encoder, cars = pretrained.load_autoencoder(path), sets.load("stanford_cars", size)
             train, held_out = cars.images, cars.part(self.part)
@@ -339,6 +340,8 @@ class Latent:
             again = to_uint8(encoder.from_latents(encoder.to_latents(to_float(sources))))
             scores = reconstruction_quality(encoder, held_out)
             scores |= Reference(train, held_out).evaluate(again, copies=False)
+            results.read()
+            rows = results.document.setdefault(place, {})
             rows[name] = {"latent": list(encoder.latent_shape(size, size)), **settings, **scores}
             rows[name] |= pretrained.machine()
             results.write()

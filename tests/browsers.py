@@ -1,9 +1,12 @@
 """A browser for tests of what readers see: where it is, and how it is started."""
 
 import contextlib
+import functools
+import http.server
 import importlib.util
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -42,3 +45,22 @@ def chromium() -> Iterator:
         browser = playwright.chromium.launch(executable_path=find(), args=QUIET)
         yield browser
         browser.close()
+
+
+@contextlib.contextmanager
+def served(folder) -> Iterator[str]:
+    """A folder on a server of this machine: its address."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *arguments):
+            pass
+
+    class Server(http.server.ThreadingHTTPServer):
+        def handle_error(self, request, client_address):
+            pass  # a page that is closed hangs up in the middle of a file
+
+    server = Server(("127.0.0.1", 0), functools.partial(Quiet, directory=folder))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+    server.server_close()

@@ -467,6 +467,14 @@ def test_prompt_accuracy_is_measured_once_for_every_way(tmp_path, monkeypatch, c
     assert "w = 1" in capsys.readouterr().out
 
 
+def test_two_commands_that_measure_at_once_keep_both_rows(tmp_path):
+    path = tmp_path / "a.json"
+    one, other = ways.Results(path), ways.Results(path)
+    one.add({"way": "a"})
+    other.add({"way": "b"})
+    assert json.loads(path.read_text()) == [{"way": "a"}, {"way": "b"}] and other.find({"way": "a"})
+
+
 @pytest.fixture
 def cars(monkeypatch):
     """A hundred toy cars with names and classes of photographs."""

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from diffusion_utils import evaluation, guidance, prediction, sampling, schedule
+from diffusion_utils import evaluation, guidance, ideal, prediction, sampling, schedule
 from diffusion_utils.evaluation import metrics
 from diffusion_utils.networks import autoencoder, blocks, super_resolution, text
 from diffusion_utils.training import optimizers
@@ -63,6 +63,7 @@ def test_the_series_is_complete():
         "05_how_small_can_it_be",
         "06_text_to_image",
         "07_latent_diffusion",
+        "09_flow_matching",
     ]
 
 
@@ -166,11 +167,25 @@ def test_what_an_exercise_asks_to_build_runs_after_the_notebooks_own_cells(path,
             space |= {name: value for name, value in SMALL.items() if name in space}
 
 
-@pytest.mark.parametrize("stem", [path.stem for path in NOTEBOOKS[:3]])
+@pytest.mark.parametrize("stem", [path.stem for path in NOTEBOOKS[:4]])
 def test_a_notebook_has_something_to_predict_to_change_and_to_build(stem):
     text = "\n".join(cell.source for cell in cells(FOLDER / f"{stem}.ipynb", "markdown"))
     assert "*Predict, then run:*" in text.split("## Exercises")[0]
     assert "Change one line.**" in text.split("## Exercises")[1] and built(FOLDER / f"{stem}.ipynb")
+
+
+def test_the_glossarys_links_lead_somewhere_and_its_words_are_sorted():
+    text = (FOLDER / "glossary.md").read_text(encoding="utf-8")
+    anchors = [
+        re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.*)$", text, re.M)
+    ]
+    targets = [target for target in re.findall(r"\]\(([^)]+)\)", text) if not target.startswith("http")]
+    assert len(targets) > 40
+    for target in targets:
+        file, _, anchor = target.partition("#")
+        assert (FOLDER / file).exists() if file else anchor in anchors, target
+    words = re.findall(r"^\| (.*?) \|", text.split("## Words")[1].split("## Gaussians")[0], re.M)[2:]
+    assert words == sorted(words, key=str.lower)
 
 
 def test_the_glossarys_worked_numbers():
@@ -434,6 +449,48 @@ def test_the_notebook_draws_with_stable_diffusions_parts_as_diffusers_does():
         x = scheduler.step(unconditional + 3 * (conditional - unconditional), t, x).prev_sample
     theirs = vae.decode(x / vae.config.scaling_factor).sample
     assert theirs.std() > 0.01 and torch.allclose(ours, theirs, atol=1e-4)
+
+
+def test_taught_flow_is_the_packages():
+    code, s = taught("09_flow_matching"), schedule.flow(100)
+    x0, noise, start = torch.randn(3, 6, 2, dtype=torch.float64)
+    for t in (0, 30, 99):
+        alpha, sigma = s.alpha_sigma(t, like=x0)
+        tau = (t + 1) / 100
+        assert torch.allclose(code["straight"](x0, noise, tau), s.add_noise(x0, noise, t) / (alpha + sigma))
+    # Any function of both will do as a denoiser; its velocity is (y - x̂₀)/τ.
+    walk = sampling.ddim(lambda x, t: torch.tanh(x + t[:, None] / 50), s, start, steps=10, clip_sample=False)
+
+    def velocity(y, tau):
+        t = int(torch.round(100 * tau)) - 1
+        alpha, sigma = s.alpha_sigma(t, like=y)
+        return (y - torch.tanh(y * (alpha + sigma) + t / 50)) / tau
+
+    path = code["euler"](velocity, start, code["even"](10))
+    for y, step in zip(path, walk):
+        alpha, sigma = s.alpha_sigma(step.t, like=y)
+        assert torch.allclose(y, step.x_t / (alpha + sigma))
+
+
+def test_taught_field_is_that_of_gaussian_data_and_heun_is_of_second_order():
+    """Of a Gaussian with standard deviation 2 the velocity is known: y·(τ - 4(1-τ))/(4(1-τ)² + τ²)."""
+    code, generator = taught("09_flow_matching"), torch.Generator().manual_seed(0)
+    points = 2 * torch.randn(200_000, 2, generator=generator, dtype=torch.float64)
+
+    def right(y, tau):
+        return y * (tau - 4 * (1 - tau)) / (4 * (1 - tau) ** 2 + tau**2)
+
+    y = torch.tensor([[1.0, -0.5], [-1.5, 0.3]], dtype=torch.float64)
+    assert torch.allclose(code["ideal_x0"](y, 0.4, points), ideal.weights(y, points, 0.6, 0.4) @ points)
+    for tau in (0.9, 0.5, 0.3):
+        assert torch.allclose(code["exact"](points)(y, tau), right(y, tau), atol=0.1)
+    # The walk to τ = 0 through the true field multiplies by 2: variance 1 becomes variance 4.
+    errors = {}
+    for name in ("euler", "heun"):
+        ends = (code[name](right, y, code["even"](steps))[-1] for steps in (20, 40))
+        errors[name] = [(end - 2 * y).norm().item() for end in ends]
+    assert errors["euler"][0] / errors["euler"][1] == pytest.approx(2, abs=0.3)
+    assert errors["heun"][0] / errors["heun"][1] == pytest.approx(4, abs=1.2)
 
 
 @pytest.mark.skipif("CI" in os.environ, reason="the tree is a fresh clone in CI")

@@ -1,15 +1,11 @@
 """The page that draws cars in the browser: its networks against PyTorch, and the page itself in Chromium."""
 
 import base64
-import contextlib
-import functools
-import http.server
 import importlib
 import json
 import re
 import shutil
 import sys
-import threading
 import time
 import tomllib
 from pathlib import Path
@@ -27,7 +23,7 @@ SITE = ROOT / "site"
 CARS, TEXT = "stanford-cars-1m", "stanford-cars-text"
 sys.path[:0] = [str(SITE), str(Path(__file__).parent)]
 import build
-from browsers import chromium, missing
+from browsers import chromium, missing, served
 
 onnxruntime = pytest.importorskip(
     "onnxruntime", reason="the page's networks need: pip install onnxruntime onnx onnxscript"
@@ -45,23 +41,6 @@ def site(tmp_path_factory):
         (folder / "vendor").symlink_to(SITE / "vendor")
     build.models(folder / "models")
     return folder
-
-
-@contextlib.contextmanager
-def served(folder):
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *arguments):
-            pass
-
-    class Server(http.server.ThreadingHTTPServer):
-        def handle_error(self, request, client_address):
-            pass  # a page that is closed hangs up in the middle of a file
-
-    server = Server(("127.0.0.1", 0), functools.partial(Quiet, directory=folder))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/"
-    server.shutdown()
-    server.server_close()
 
 
 @pytest.fixture(scope="module")

@@ -20,9 +20,9 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
-from diffusion_utils import pipeline, pretrained
+from diffusion_utils import ideal, pipeline, pretrained
 from diffusion_utils.checks import check_folder, suggestions
-from diffusion_utils.data import pictures, stanford_cars, to_float, to_uint8, toy_cars
+from diffusion_utils.data import pictures, plane, stanford_cars, to_float, to_uint8, toy_cars
 from diffusion_utils.data.captions import captions as all_captions
 from diffusion_utils.evaluation import features
 from diffusion_utils.evaluation.metrics import nearest
@@ -30,7 +30,8 @@ from diffusion_utils.files import write_atomically
 from diffusion_utils.networks import build, stages
 from diffusion_utils.networks.presets import CARS
 from diffusion_utils.plotting import network_drawing, picture_grid, points, save_picture, show_grid, strip
-from diffusion_utils.sampling import Noise, sample
+from diffusion_utils.plotting.plane import Plane, mesh, planes
+from diffusion_utils.sampling import Noise, ddim, sample
 from diffusion_utils.schedule import make_schedule
 
 FIGURES: dict[str, Callable[..., Path]] = {}
@@ -242,6 +243,26 @@ def reverse_process():
     labels = [f"seed {i}, {what}" for i in seeds for what in ("x_t", "x̂₀")]
     times = [f"t = {step.t}" if step.t >= 0 else "finished" for step in stops]
     return strip(rows, times, labels, width=6)
+
+
+@figure("flow_matching.png")
+def flow_matching():
+    """Noise of the plane on its way to a car's outline, and the velocity field, both exact (see notebook 9)."""
+    car, schedule = plane.points("car"), make_schedule("flow", 100)
+
+    def guess(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        alpha, sigma = schedule.alpha_sigma(t, like=x_t)
+        return ideal.weights(x_t, car, alpha[0], sigma[0]) @ car
+
+    steps = {step.t: step.x_t for step in ddim(guess, schedule, Noise(range(300), (2,))(), clip_sample=False)}
+    panels, grid = {}, mesh(13)
+    for t in (99, 39, 9):
+        at = torch.full((len(grid),), t)
+        alpha, sigma = schedule.alpha_sigma(at, like=grid)
+        back = (guess((alpha + sigma) * grid, at) - grid) * (alpha + sigma) / sigma  # -u = (x̂₀ - y)/τ
+        dots = steps[t] / (alpha + sigma)[0]
+        panels[f"τ = {(t + 1) / 100:.1f}"] = Plane(dots=dots, ghosts=car, arrows=(grid, back))
+    return planes(panels | {"τ = 0": Plane(dots=steps[-1])}, width=6)
 
 
 @figure("ladder.png")
