@@ -84,7 +84,15 @@ for place, source in enumerate(cells[:1] if path == sys.argv[3] else cells[1:]):
     space.update({name: value for name, value in small.items() if type(space.get(name)) is type(value)})
 """
 # Settings of the notebooks' trainings, made small; by name, and by kind where two have one name.
-SMALL = {"OVERFIT_STEPS": 5, "COMPARE_STEPS": 20, "TRAIN_IMAGES": 1280, "MINI_STEPS": 20, "STEPS": 20}
+SMALL = {
+    "POINT_STEPS": 20,
+    "PICTURE_STEPS": 2,
+    "OVERFIT_STEPS": 5,
+    "COMPARE_STEPS": 20,
+    "TRAIN_IMAGES": 1280,
+    "MINI_STEPS": 20,
+    "STEPS": 20,
+}
 SMALL_PARTS = {"STEPS": {"autoencoder": 20, "denoiser": 20}}
 
 

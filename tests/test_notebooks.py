@@ -142,6 +142,7 @@ def test_has_exercises_with_hidden_solutions(path):
 
 BUILD = re.compile(r"\*\*\d+\. Build\.\*\*(.*?)</details>", re.DOTALL)
 SMALL = {"POINT_STEPS": 20, "PICTURE_STEPS": 2, "OVERFIT_STEPS": 2, "COMPARE_STEPS": 20, "TRAIN_IMAGES": 640}
+SMALL |= {"MINI_STEPS": 20, "COPY_STEPS": 20}
 
 
 def built(path) -> list[str]:
@@ -166,11 +167,25 @@ def test_what_an_exercise_asks_to_build_runs_after_the_notebooks_own_cells(path,
             space |= {name: value for name, value in SMALL.items() if name in space}
 
 
-@pytest.mark.parametrize("stem", [path.stem for path in NOTEBOOKS[:3]])
+@pytest.mark.parametrize("stem", [path.stem for path in NOTEBOOKS[:4]])
 def test_a_notebook_has_something_to_predict_to_change_and_to_build(stem):
     text = "\n".join(cell.source for cell in cells(FOLDER / f"{stem}.ipynb", "markdown"))
     assert "*Predict, then run:*" in text.split("## Exercises")[0]
     assert "Change one line.**" in text.split("## Exercises")[1] and built(FOLDER / f"{stem}.ipynb")
+
+
+def test_the_glossarys_links_lead_somewhere_and_its_words_are_sorted():
+    text = (FOLDER / "glossary.md").read_text(encoding="utf-8")
+    anchors = [
+        re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.*)$", text, re.M)
+    ]
+    targets = [target for target in re.findall(r"\]\(([^)]+)\)", text) if not target.startswith("http")]
+    assert len(targets) > 40
+    for target in targets:
+        file, _, anchor = target.partition("#")
+        assert (FOLDER / file).exists() if file else anchor in anchors, target
+    words = re.findall(r"^\| (.*?) \|", text.split("## Words")[1].split("## Gaussians")[0], re.M)[2:]
+    assert words == sorted(words, key=str.lower)
 
 
 def test_the_glossarys_worked_numbers():
@@ -288,11 +303,23 @@ def test_taught_samplers_are_the_packages():
         "ddim": list(sampling.ddim(predict, s, start, steps=8)),
         "dpm": list(sampling.dpm_solver_pp(predict, s, start, steps=8)),
     }
-    before, here, after = walks["ddpm"][3:6]
-    ours = code["ddpm_step"](here.x_t, here.x0, noise[4], *levels(here.t), *levels(after.t))
-    assert torch.allclose(ours, after.x_t)
-    before, here, after = walks["ddim"][3:6]
+    here, after = walks["ddpm"][4:6]
+    mean, deviation = code["posterior"](here.x_t, here.x0, *levels(here.t), *levels(after.t))
+    assert torch.allclose(mean + deviation * noise[4], after.x_t)
+    here, after = walks["ddim"][4:6]
     assert torch.allclose(code["ddim_step"](here.x_t, here.x0, *levels(here.t), *levels(after.t)), after.x_t)
+    code["alpha_sigma"] = levels
+    whole = code["walk"](predict, start, sampling.timesteps(200, 8), code["ddim_step"])
+    assert torch.allclose(whole, walks["ddim"][-1].x_t)
+    for eta in (0.5, 1.0):
+        here, after = list(sampling.ddim(predict, s, start, lambda: noise[0], steps=8, eta=eta))[4:6]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch, "randn_like", lambda x: noise[0])
+            ours = code["ddim_step"](here.x_t, here.x0, *levels(here.t), *levels(after.t), eta=eta)
+            assert torch.allclose(ours, after.x_t)
+            if eta == 1:
+                ddpm = code["ddpm_step"](here.x_t, here.x0, *levels(here.t), *levels(after.t))
+                assert torch.allclose(ddpm, after.x_t)
     before, here, after = walks["dpm"][3:6]
     (a_p, s_p), (a_t, s_t), (a_s, s_s) = levels(before.t), levels(here.t), levels(after.t)
     h, h_prev = (a_s / s_s).log() - (a_t / s_t).log(), (a_t / s_t).log() - (a_p / s_p).log()

@@ -16,7 +16,7 @@ from diffusion_utils import networks, plotting
 from diffusion_utils.data import to_float, to_uint8
 from diffusion_utils.schedule import Schedule, cosine, linear
 
-RED, GREEN, BLUE, BLACK, GREY = (255, 0, 0), (0, 255, 0), (0, 0, 255), (0, 0, 0), (100, 100, 100)
+RED, GREEN, BLUE, BLACK, GREY = (255, 0, 0), (0, 255, 0), (0, 0, 255), (0, 0, 0), (102, 102, 102)
 WHITE = (255, 255, 255)
 
 

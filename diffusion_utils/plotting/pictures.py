@@ -221,7 +221,7 @@ def _picture_figure(
     """
     scale = width * DPI / (columns * (aspect + 1 / 32) * images.shape[2])
     grid, lefts, tops = _tile(images, columns, aspect, scale, round(band * DPI))
-    grid = np.minimum((grid.astype(int) + 2) // 4 * 4, 255).astype(np.uint8)  # 65 levels look alike, in half the bytes
+    grid = np.minimum((grid.astype(int) + 3) // 6 * 6, 255).astype(np.uint8)  # 44 levels look alike, in half the bytes
     height, width = grid.shape[0] / DPI, grid.shape[1] / DPI
     top += 1.7 * LINE if title else 0
     with style() as plt:
