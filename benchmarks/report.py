@@ -417,6 +417,16 @@ def speed():
 
 
 @table
+def reflow():
+    rows = read("reflow-toy-cars-resnet")
+    steps = sorted({row["steps"] for row in rows})
+    yield "", *(f"{n} step{'s'[: n > 1]}:" for n in steps)
+    for state in ("before", "after"):
+        kids = {row["steps"]: row for row in rows if row["network"] == state}
+        yield f"{state} reflow", *(thousand(kids[n], 1) for n in steps)
+
+
+@table
 def peers():
     yield "", "parameters:", "MACs:", "images/s:", "images seen:", "16 cars:", "memory:", "KID × 1000:"
     for row in read("peers-32-cpu"):

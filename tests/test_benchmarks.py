@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from diffusion_utils import networks, pipeline, pretrained
+from diffusion_utils import networks, pipeline, pretrained, sampling
 from diffusion_utils.commands.train import Job
 from diffusion_utils.data import sets, stanford_cars, toy_cars
 from diffusion_utils.evaluation import features, reference
@@ -33,7 +33,7 @@ def module(name):
     return loaded
 
 
-peers, ladder, ways, speed, gpu, ideal = map(module, ("peers", "ladder", "ways", "speed", "gpu", "ideal"))
+peers, ladder, ways, speed, gpu, flow, ideal = map(module, ("peers", "ladder", "ways", "speed", "gpu", "flow", "ideal"))
 LOAD = sets.load  # itself
 TINY = {"name": "resnet", "channels": [8], "stem": 4, "embedding_dim": 8, "cond_dim": 9}
 KINDS = dict.fromkeys(stanford_cars.BODY_TYPES, 1 / 9)
@@ -641,3 +641,40 @@ def test_the_items_are_of_the_sizes_that_they_say():
         assert count == pytest.approx(1e6 * float(name), rel=0.05)
     sizes = [networks.count_parameters(networks.build(**net)) for net in (gpu.CARS, gpu.SEGNET)]
     assert sizes == pytest.approx([1e6, 1e6], rel=0.1)
+
+
+# ---------------------------------------------------------------- reflow
+
+
+def test_reflow_pairs_each_noise_with_its_own_walk_and_trains_on_that(tmp_path, save, monkeypatch):
+    weights = save(tmp_path / "toy.safetensors", size=16)
+    denoiser, shape = pretrained.load(weights), (3, 16, 16)
+    noise, pictures = flow.walks(denoiser, range(3, 6), shape, 4)
+    assert torch.equal(noise, sampling.Noise([3, 4, 5], shape)())
+    assert torch.equal(pictures, sampling.sample(denoiser, [3, 4, 5], shape, "ddim", 4))
+    seen = []
+
+    def loss(self, x0, epsilon, t):  # each picture is seen with its own noise, mirrored or not, both alike
+        whole = [torch.cat([a, b], 1) for a, b in ((noise, pictures), (noise.flip(3), pictures.flip(3)))]
+        both = torch.cat([epsilon, x0], 1)
+        seen.append([any(torch.equal(one, pair) for part in whole for pair in part) for one in both])
+        return self.net(x0, t).square().mean()
+
+    monkeypatch.setattr(type(denoiser), "loss", loss)
+    before = [p.clone() for p in denoiser.net.parameters()]
+    flow.reflow(denoiser, noise, pictures, 128, 1e-3, 0)
+    assert [len(batch) for batch in seen] == [64, 64] and all(map(all, seen))
+    assert any(not torch.equal(a, b) for a, b in zip(before, denoiser.net.parameters()))
+
+
+def test_reflow_is_measured_once_before_and_after(tmp_path, save):
+    weights = save(tmp_path / "toy.safetensors", size=16)
+    own = ["--weights", str(weights), "--results", str(tmp_path), "--runs", str(tmp_path / "runs")]
+    own += ["--picture", str(tmp_path / "p.png"), "--pairs", "5", "--walk", "2", "--images", "64", "--count", "6"]
+    flow.main(own)
+    stored = (tmp_path / "reflow-toy.json").read_bytes()
+    rows = json.loads(stored)
+    assert [(row["network"], row["steps"]) for row in rows] == [(s, n) for s in ("before", "after") for n in flow.STEPS]
+    assert rows[0]["kid"] != rows[4]["kid"] and (tmp_path / "p.png").exists()
+    flow.main(own)
+    assert (tmp_path / "reflow-toy.json").read_bytes() == stored

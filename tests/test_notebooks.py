@@ -175,6 +175,20 @@ def test_a_notebook_has_something_to_predict_to_change_and_to_build(stem):
     assert "Change one line.**" in text.split("## Exercises")[1] and built(FOLDER / f"{stem}.ipynb")
 
 
+def test_the_glossarys_links_lead_somewhere_and_its_words_are_sorted():
+    text = (FOLDER / "glossary.md").read_text(encoding="utf-8")
+    anchors = [
+        re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.*)$", text, re.M)
+    ]
+    targets = [target for target in re.findall(r"\]\(([^)]+)\)", text) if not target.startswith("http")]
+    assert len(targets) > 40
+    for target in targets:
+        file, _, anchor = target.partition("#")
+        assert (FOLDER / file).exists() if file else anchor in anchors, target
+    words = re.findall(r"^\| (.*?) \|", text.split("## Words")[1].split("## Gaussians")[0], re.M)[2:]
+    assert words == sorted(words, key=str.lower)
+
+
 def test_the_glossarys_worked_numbers():
     text = (FOLDER / "glossary.md").read_text(encoding="utf-8")
     together = 0.3**2 + 0.4**2
