@@ -33,8 +33,7 @@ def module(name):
     return loaded
 
 
-SCRIPTS = ("peers", "ladder", "ways", "speed", "gpu", "flow", "ideal")
-peers, ladder, ways, speed, gpu, flow, ideal = map(module, SCRIPTS)
+peers, ladder, ways, speed, gpu, flow, ideal = map(module, ("peers", "ladder", "ways", "speed", "gpu", "flow", "ideal"))
 LOAD = sets.load  # itself
 TINY = {"name": "resnet", "channels": [8], "stem": 4, "embedding_dim": 8, "cond_dim": 9}
 KINDS = dict.fromkeys(stanford_cars.BODY_TYPES, 1 / 9)
