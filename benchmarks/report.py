@@ -118,6 +118,11 @@ def curve(images_seen: int, **how) -> dict:
     return found
 
 
+def about(row: dict) -> str:
+    """What a row is, in the words of today."""
+    return row["about"].replace("asked for", "predicts")
+
+
 def quality(scores: dict) -> list[str]:
     copies = f"{scores['copies_in_pixels']:g}, {scores['copies_in_features']:g}"
     return [thousand(scores), f"{scores['precision']:.3f}", f"{scores['recall']:.3f}", copies]
@@ -147,7 +152,7 @@ def linear(ratio: float, kind: str) -> str:
 
 @table
 def finding():
-    yield "asked for", *(f"linear, σ/α = {ratio}:" for ratio in (0.2, 1, 10)), "KID × 1000:", "with skips:"
+    yield "predicts", *(f"linear, σ/α = {ratio}:" for ratio in (0.2, 1, 10)), "KID × 1000:", "with skips:"
     for kind in ("epsilon", "v_prediction", "sample"):
         errors = (linear(ratio, kind) for ratio in (0.2, 1, 10))
         yield KINDS[kind], *errors, rungs(f"none-{kind}"), rungs(f"add-{kind}")
@@ -155,7 +160,7 @@ def finding():
 
 @table
 def bottleneck():
-    yield "noise-to-signal σ/α", *(f"asked for {kind}" for kind in KINDS.values())
+    yield "noise-to-signal σ/α", *(f"predicts {kind}" for kind in KINDS.values())
     for ratio in (0.05, 0.2, 1, 10):
         yield ratio, *(linear(ratio, kind) for kind in KINDS)
 
@@ -166,7 +171,7 @@ def skips():
         return (RESULTS / "ladder" / f"{row}-seed0.json").exists()
 
     kinds = [kind for kind in KINDS if all(measured(f"{skip}-{kind}") for skip in SKIPS)]
-    yield "way around the bottleneck", *(f"asked for {KINDS[kind]}" for kind in kinds)
+    yield "way around the bottleneck", *(f"predicts {KINDS[kind]}" for kind in kinds)
     for skip, name in SKIPS.items():
         yield name, *(rungs(f"{skip}-{kind}") for kind in kinds)
 
@@ -179,7 +184,7 @@ def road():
     for row in ROAD:
         first, *_ = rung(row)
         cost = f"{first['parameters']:,}", f"{first['macs'] / 1e6:.1f}"
-        yield f"`{row}`", first["about"], *cost, rungs(row), *errors_at(first, times)
+        yield f"`{row}`", about(first), *cost, rungs(row), *errors_at(first, times)
 
 
 @table
@@ -189,7 +194,7 @@ def changes():
     yield "change", "KID × 1000:", *(f"t = {t}:" for t in times)
     for row in CHANGES:
         for each in rung(row):
-            name = "nothing (`none-sample`)" if row == "none-sample" else each["about"]
+            name = "nothing (`none-sample`)" if row == "none-sample" else about(each)
             twice = f", seed {each['seed']}" if len(rung(row)) > 1 else ""
             yield name + twice, thousand(each["generated"]), *errors_at(each, times)
 
@@ -215,7 +220,7 @@ def search():
         measured = [each["held_out_error_of_x0_as_share_of_variance"] for each in same]
         means = (sum(each[f"t={t}"] for each in measured) / len(same) for t in times)
         cost = len(same), f"{same[0]['macs'] / 1e6:.0f}", f"{seen:,}"
-        yield name, same[0]["about"], *map(str, cost), *(f"{mean:.4f}" for mean in means)
+        yield name, about(same[0]), *map(str, cost), *(f"{mean:.4f}" for mean in means)
 
 
 def shipped() -> dict[str, dict]:
@@ -327,7 +332,8 @@ def training():
 
 @table
 def prompts():
-    names, rows = ("vivid colour", "colour", "body", "all"), read("prompts-stanford-cars-text")
+    names = ("vivid colour", "colour", "body", "all")
+    rows = [row for row in read("prompts-stanford-cars-text") if row.get("part") == "test"]
     yield "way of drawing", "vivid colours:", "colours:", "body type:", "both:", "KID × 1000:"
     yield "the photographs themselves", *(f"{rows[0]['real'][name]:.2f}" for name in names), ""
     for row in rows:

@@ -1,4 +1,4 @@
-"""What the network is asked for: the noise, the picture, or a mixture of both.
+"""What the network predicts: the noise, the picture, or a mixture of both.
 
 Given x_t = α·x₀ + σ·ε (α = √ᾱ_t, σ = √(1-ᾱ_t), so α² + σ² = 1), each of these determines the others:
 
@@ -179,7 +179,7 @@ class Denoiser:
     Attributes:
         net: called as net(x, t), or net(x, t, cond) where a condition is given; see `networks`.
         schedule: how much noise there is at each timestep.
-        prediction_type: what the network is asked for, one of `PREDICTION_TYPES`.
+        prediction_type: what the network predicts, one of `PREDICTION_TYPES`.
         sigma_data: the root mean square of the pictures; counts for "edm" only.
         autoencoder: where there is one, the "pictures" here are its latents, and it makes pictures of them.
         dtype: what the network computes in, torch.bfloat16 or torch.float16; None: as its weights are, float32.

@@ -33,7 +33,7 @@ class TrainConfig:
     # Name and options for `networks.build`; on the command line JSON, '{"name": "resnet", "stem": 4}', and by
     # default what suits the pictures.
     network: dict | None = field(default_factory=lambda: {"name": "resnet"})
-    # What the network is asked for: the noise, the picture, or a mixture; see `prediction`.
+    # What the network predicts: the noise, the picture, or a mixture; see `prediction`.
     prediction_type: PredictionType = "sample"
     # For edm, the pictures' root mean square, see `prediction`; on the command line by default measured.
     sigma_data: float | None = 0.5

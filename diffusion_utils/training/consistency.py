@@ -45,8 +45,8 @@ def consistency_loss(
     this step and gets no gradient; where r is below the least noise there is, the picture itself is.
 
     f must return a clean picture unchanged, or answering every noise with the same grey would satisfy
-    the rule just as well, and tuning does end there.  A network asked for ε, v, u or EDM's F does so by
-    construction; one asked for x₀ need not.  So f = x̂₀ + b²/(s² + b²)·(x_t/α - x̂₀), as in Song et al.
+    the rule just as well, and tuning does end there.  A network that predicts ε, v, u or EDM's F does so by
+    construction; one that predicts x₀ need not.  So f = x̂₀ + b²/(s² + b²)·(x_t/α - x̂₀), as in Song et al.
     2023, eq. 5, with b = `BOUNDARY` so small that at the noise levels where samplers stop (s ≥ 0.3)
     f is x̂₀, and any sampler can do without it.
 
