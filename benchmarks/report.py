@@ -303,6 +303,17 @@ def reported():
 
 
 @table
+def ideals():
+    """Which ideal denoiser the headline network is like."""
+    rows = read(f"likeness-{HEADLINE}")
+    names = [name for name in rows[0]["likeness"] if name != "network"]
+    yield "t:", *(f"{name}:" for name in names), "error of the network's x̂₀:", "of the best ideal one's:"
+    for row in rows:
+        errors = row["error"]["network"], min(row["error"][name] for name in names)
+        yield row["t"], *(f"{row['likeness'][name]:.3f}" for name in names), *(f"{error:.3f}" for error in errors)
+
+
+@table
 def training():
     head = "KID × 1000, shift alone:", "guided:", "precision:", "recall:", "copies, by pixels and by features:"
     yield "pictures seen:", "trained for:", *head

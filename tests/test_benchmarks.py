@@ -33,7 +33,7 @@ def module(name):
     return loaded
 
 
-peers, ladder, ways, speed, gpu, flow = map(module, ("peers", "ladder", "ways", "speed", "gpu", "flow"))
+peers, ladder, ways, speed, gpu, flow, ideal = map(module, ("peers", "ladder", "ways", "speed", "gpu", "flow", "ideal"))
 LOAD = sets.load  # itself
 TINY = {"name": "resnet", "channels": [8], "stem": 4, "embedding_dim": 8, "cond_dim": 9}
 KINDS = dict.fromkeys(stanford_cars.BODY_TYPES, 1 / 9)
@@ -357,6 +357,25 @@ def test_what_comes_with_the_repository_is_not_measured_again(tmp_path, monkeypa
     assert (tmp_path / "guidance-stanford-cars-1m.json").read_bytes() == stored
 
 
+# ---------------------------------------------------------------- ideal denoisers
+
+
+def test_a_network_is_compared_with_ideal_denoisers_once(tmp_path, monkeypatch, save):
+    weights = save(tmp_path / "mine.safetensors")
+    command = ["--weights", str(weights), "--tiny", "--count", "3", "--results", str(tmp_path)]
+    monkeypatch.setattr(ideal, "TIMESTEPS", (9, 99))
+    ideal.main(command)
+    rows = json.loads((tmp_path / "likeness-mine.json").read_text())
+    assert [row["t"] for row in rows] == [*ideal.TIMESTEPS] and {row["pictures"] for row in rows} == {16}
+    for row in rows:
+        assert [*row["likeness"]] == [*row["error"]] == ["network", "patch 3", "patch 9", "whole"]
+        assert row["likeness"]["network"] == 1 and row["error"]["network"] > 0.3  # it has learnt nothing
+    clear, noisy = (row["error"] for row in rows)
+    assert clear["patch 3"] < min(clear["whole"], noisy["patch 3"]) and noisy["patch 3"] == pytest.approx(1, abs=0.1)
+    monkeypatch.setattr(ideal, "compare", None)  # would fail if it were called
+    ideal.main(command)
+
+
 # ---------------------------------------------------------------- speed
 
 
@@ -546,11 +565,11 @@ def test_latents_are_measured_beside_pixels(tmp_path, cars, capsys, text_weights
             ways.main(["latent", *weights, "--results", str(tmp_path)])
 
 
-@pytest.mark.parametrize("name", ["ladder", "peers", "speed", "ways"])
+@pytest.mark.parametrize("name", ["ideal", "ladder", "peers", "speed", "ways"])
 def test_a_command_line_that_cannot_be_read_is_one_sentence(name, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", [f"{name}.py", "--colour", "red"])
     with pytest.raises(SystemExit) as stop:
-        {"ladder": ladder, "peers": peers, "speed": speed, "ways": ways}[name].main()
+        {"ideal": ideal, "ladder": ladder, "peers": peers, "speed": speed, "ways": ways}[name].main()
     said = capsys.readouterr().err
     assert stop.value.code == 2 and said.startswith("error: ") and said.count("\n") == 1 and "│" not in said
 

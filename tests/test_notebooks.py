@@ -63,6 +63,7 @@ def test_the_series_is_complete():
         "05_how_small_can_it_be",
         "06_text_to_image",
         "07_latent_diffusion",
+        "08_why_new_cars",
         "09_flow_matching",
     ]
 
@@ -491,6 +492,20 @@ def test_taught_field_is_that_of_gaussian_data_and_heun_is_of_second_order():
         errors[name] = [(end - 2 * y).norm().item() for end in ends]
     assert errors["euler"][0] / errors["euler"][1] == pytest.approx(2, abs=0.3)
     assert errors["heun"][0] / errors["heun"][1] == pytest.approx(4, abs=1.2)
+
+
+def test_taught_ideal_denoisers_are_the_packages():
+    code, pictures = taught("08_why_new_cars"), torch.rand(6, 3, 8, 8) * 2 - 1
+    x_t, levels = torch.randn(2, 3, 8, 8), (torch.tensor(0.6), torch.tensor(0.8))
+    rows = x_t.flatten(1), pictures.flatten(1)
+    assert torch.equal(code["weights"](*rows, *levels), ideal.weights(*rows, *levels))
+    assert torch.equal(code["whole"](x_t, pictures, *levels), ideal.whole(x_t, pictures, *levels))
+    for patch in (3, 5):
+        each = (code["patch_weights"](x_t[0], pictures, *levels, patch) for code in (code, vars(ideal)))
+        assert torch.equal(*each)
+        for name in ("patched", "anywhere"):
+            ours = code[name](x_t, pictures, *levels, patch)
+            assert torch.equal(ours, getattr(ideal, name)(x_t, pictures, *levels, patch))
 
 
 @pytest.mark.skipif("CI" in os.environ, reason="the tree is a fresh clone in CI")

@@ -265,6 +265,16 @@ def flow_matching():
     return planes(panels | {"τ = 0": Plane(dots=steps[-1])}, width=6)
 
 
+@figure("mosaics.png")
+def mosaics():
+    """What ideal denoisers that know 1,024 toy cars draw, seeds 0 … 4, and a network from the same noise."""
+    cars, schedule = to_float(toy_cars.load(1024, 32).images), make_schedule("cosine", 1000)
+    denoisers = {"whole picture": ideal.Ideal(cars, schedule), "patches of 17": ideal.Ideal(cars, schedule, 17)}
+    denoisers |= {"patches of 9": ideal.Ideal(cars, schedule, 9), "network": pretrained.load("toy-cars-resnet")}
+    drawn = [sample(denoiser, range(5), (3, 32, 32), "ddim", 20) for denoiser in denoisers.values()]
+    return strip(drawn, [f"seed {i}" for i in range(5)], list(denoisers), width=6)
+
+
 @figure("ladder.png")
 def ladder():
     """What the shipped rungs of notebook 5's ladder draw, seeds 0 … 7."""
