@@ -32,6 +32,7 @@ SLOW = {
     "test_book.py",
     "test_browser.py",
     "test_page.py",
+    "test_playground.py",
     "test_colab.py",
     "test_benchmarks.py",
     "test_ladder.py",
