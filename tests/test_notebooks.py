@@ -49,6 +49,7 @@ def taught(stem: str) -> dict:
     keep = [node for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
     space = {"torch": torch, "math": math, "nn": nn, "F": F, "re": re, "blocks": blocks, "sampling": sampling}
     space["Schedule"] = schedule.Schedule
+    space["pictures"] = torch.zeros(1, 3, 8, 8)  # a function of notebook 8 takes them where it is given none
     exec(compile(ast.Module(keep, []), stem, "exec"), space)  # our own notebooks' code
     return space
 
