@@ -156,10 +156,9 @@ def test_what_the_text_says_of_recall_is_as_measured():
     scores = {row["way"]: row["generated"] for row in PROMPTS["stanford-cars-text"]}
     both, block = (scores[f"without encoder.7{more}, w = 3"] for more in (" and caption", ""))
     assert (
-        f"(recall {both['recall']:.3f} against {block['recall']:.3f}, at the same precision, {both['precision']:.2f})"
-        in RESULTS
+        f"(recall {both['recall']:.3f} against {block['recall']:.3f}), at less precision "
+        f"({both['precision']:.2f} against {block['precision']:.2f})" in RESULTS
     )
-    assert f"{both['precision']:.2f}" == f"{block['precision']:.2f}"
 
 
 def test_prompts_are_obeyed_as_the_project_wants_it():
