@@ -85,7 +85,7 @@ for place, source in enumerate(cells[:1] if path == sys.argv[3] else cells[1:]):
 """
 # Settings of the notebooks' trainings, made small; by name, and by kind where two have one name.
 SMALL = {
-    "POINT_STEPS": 20,
+    "POINT_STEPS": 60,
     "PICTURE_STEPS": 2,
     "OVERFIT_STEPS": 5,
     "COMPARE_STEPS": 20,

@@ -384,6 +384,7 @@ def test_options_reach_the_configuration(few_toys):
         "condition": None,
         "autoencoder": None,
         "start": None,
+        "branch": None,
         "sample_every": 2000,
         "snapshot_images": 0,
     }
