@@ -133,7 +133,9 @@ def test_all_that_the_notebook_holds_is_on_its_page(site, stem):
     for text in (output.text for output in outputs if output.output_type == "stream"):
         assert text.rstrip() in soup.get_text()
     markdown = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
-    pictures = sum("image/png" in output.get("data", {}) for output in outputs) + len(re.findall(r"!\[[^\]]*\]\(\.\./images/", markdown))
+    pictures = sum("image/png" in output.get("data", {}) for output in outputs) + len(
+        re.findall(r"!\[[^\]]*\]\(\.\./images/", markdown)
+    )
     assert len(soup.select(".text img, .output > img")) == pictures
     assert len(soup.select("main details")) == markdown.count("<details>")
     assert "VBox(" not in soup.get_text()
