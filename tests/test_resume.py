@@ -233,13 +233,17 @@ def test_a_branch_takes_over_weights_average_and_optimizer(tmp_path, optimizer):
     after = load_checkpoint(tmp_path / "branch" / "checkpoint.pt")
     assert differences(before["net"], after["net"]) == []
     assert after["ema"]["n_averaged"] == before["ema"]["n_averaged"] + 1
-    moments = [state["optimizer"]["state"] for state in (before, after)]
-    kept = {"exp_avg": 0.9, "momentum_buffer": 0.95}  # of the old mean of gradients, which one step adds to
-    shared = [(key, name) for key in moments[0] for name in kept if name in moments[0][key]]
+    net = networks.build(**TINY)  # what the same step makes of the weights alone, without their optimizer
+    net.load_state_dict(before["net"])
+    list(train(still, pictures(), tmp_path / "fresh", start=net))
+    fresh = load_checkpoint(tmp_path / "fresh" / "checkpoint.pt")
+    then, now, new = (state["optimizer"]["state"] for state in (before, after, fresh))
+    decay = {"exp_avg": 0.9, "exp_avg_sq": 0.99, "momentum_buffer": 0.95}  # of the means that an optimizer keeps
+    shared = [(key, name) for key in then for name in decay if name in then[key]]
     assert shared
     for key, name in shared:
-        added = moments[1][key][name] - kept[name] * moments[0][key][name]
-        assert not torch.equal(moments[1][key][name], added) and added.abs().max() < 1
+        torch.testing.assert_close(now[key][name], decay[name] * then[key][name] + new[key][name])
+    assert all(now[key]["step"] == then[key]["step"] + 1 for key in then if "step" in then[key])
     again = list(train(replace(still, steps=3), pictures(), tmp_path / "branch", True, branch="nowhere"))
     assert again[-1].step == 3  # resumed, it goes on from its own checkpoint
 
