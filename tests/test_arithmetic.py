@@ -57,7 +57,7 @@ def test_networks_in_float16_answer_and_learn_nearly_as_in_float32(name):
     x, t = torch.randn(2, 3, 16, 16), torch.tensor([3, 80])
     inputs = [x, t]
     if net.cond_shape:
-        inputs.append(torch.ones(2, *net.cond_shape, dtype=torch.int64 if name == "text_to_image" else None))
+        inputs.append(torch.ones(2, *net.cond_shape, dtype=torch.int64 if name.startswith("text") else None))
     answers, gradients = [], []
     for precision in ("no", "fp16"):
         answers.append(Network(net, CPU, precision)(*inputs))

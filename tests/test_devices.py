@@ -41,7 +41,10 @@ NETWORKS = {
     "indices": SMALL | {"skip": "indices", "decoder_depth": 1},
     "segnet": {"name": "segnet", "channels": [8, 16], "embedding_dim": 16},
     "unet": {"name": "unet", "channels": [8, 16], "depth": 1, "embedding_dim": 16, "attention": [2]},
+    "dit": {"name": "dit", "dim": 24, "depth": 2, "embedding_dim": 16, "cond_dim": 5},
+    "mixer": {"name": "mixer", "size": 16, "dim": 16, "depth": 2, "embedding_dim": 16},
     "text_to_image": TEXT,
+    "text to a dit": TEXT | {"net": {"name": "dit", "dim": 24, "depth": 1, "embedding_dim": 16}},
     "super_resolution": {"name": "super_resolution", "net": SMALL, "max_noise": 50},
 }
 
@@ -254,7 +257,7 @@ def test_networks_compile_as_one_graph(name):
         nn.init.normal_(parameter, std=0.1)  # heads start at zero
     x, t = torch.randn(2, 3, 16, 16), torch.tensor([3, 80])
     cond = (
-        torch.ones(2, *net.cond_shape, dtype=torch.int64 if name == "text_to_image" else None)
+        torch.ones(2, *net.cond_shape, dtype=torch.int64 if name.startswith("text") else None)
         if net.cond_shape
         else None
     )

@@ -135,6 +135,8 @@ def test_the_network_is_asked_about_a_later_timestep(t, shift, heard):
 KINDS = {
     "resnet": {"channels": [8, 8, 16], "attention": [4], "stem": 1},
     "unet": {"channels": [8, 16], "attention": [2]},
+    "dit": {"dim": 12, "depth": 2},
+    "mixer": {"size": 8, "dim": 8, "depth": 2},
 }
 
 
@@ -168,6 +170,18 @@ def test_a_skipped_layer_adds_nothing(name):
         assert torch.equal(weaker(X8, T), replace(whole, net=silent)(X8, T))
         assert not torch.equal(weaker(X8, T), before)
     assert torch.equal(whole(X8, T), before)  # itself it skips nothing
+
+
+@pytest.mark.parametrize("name", ["dit", "mixer"])
+@torch.no_grad()
+def test_a_skipped_transformer_block_adds_nothing(name):
+    whole, silent = learnt(name), learnt(name)
+    weaker = skip_layers(whole, ["blocks.1"])
+    torch.nn.init.zeros_(silent.net.blocks[1].modulation.weight)
+    torch.nn.init.zeros_(silent.net.blocks[1].modulation.bias)  # gates of zeros
+    assert torch.equal(weaker(X8, T), silent(X8, T)) and not torch.equal(weaker(X8, T), whole(X8, T))
+    guided = Guided(whole, guide=weaker, guidance_scale=3)(X8, T)
+    torch.testing.assert_close(guided, weaker(X8, T) + 3 * (whole(X8, T) - weaker(X8, T)))
 
 
 SKIPPING = {

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from diffusion_utils.networks import NETWORKS, build, count_parameters, presets, register, registry, stages
+from diffusion_utils.networks import NETWORKS, build, count_parameters, dit, presets, register, registry, stages
 from diffusion_utils.networks.blocks import (
     Downsample,
     PoolDown,
@@ -21,6 +21,7 @@ from diffusion_utils.networks.blocks import (
     timestep_embedding,
     upsample,
 )
+from diffusion_utils.networks.dit import TokenAttention, TokenBlock, grid_positions
 from diffusion_utils.networks.resnet import SKIPS, ResNetEncoderDecoder
 from diffusion_utils.prediction import Denoiser
 from diffusion_utils.schedule import make_schedule
@@ -66,6 +67,10 @@ SMALL = {
     "grey segnet": ({"name": "segnet", "channels": (8, 8, 12), "picture_channels": 1}, 8),
     "unet": ({"name": "unet", "channels": (8, 16), "attention": (1,)}, 2),
     "grey unet": ({"name": "unet", "channels": (8, 8, 12), "depth": 1, "picture_channels": 1}, 4),
+    "dit": ({"name": "dit", "patch": 2, "dim": 24, "depth": 2, "heads": 3}, 2),
+    "grey dit": ({"name": "dit", "patch": 4, "dim": 16, "depth": 1, "heads": 4, "picture_channels": 1}, 4),
+    "mixer": ({"name": "mixer", "size": 8, "patch": 4, "dim": 16, "depth": 2}, 4),
+    "grey mixer": ({"name": "mixer", "size": 4, "patch": 2, "dim": 16, "depth": 1, "picture_channels": 1}, 2),
 }
 every_network = pytest.mark.parametrize("options, stride", SMALL.values(), ids=SMALL)
 
@@ -94,7 +99,8 @@ def batch(options, height, width, N=2, seed=1):
 def test_the_answer_has_the_shape_of_the_question(options, stride):
     net = woken(options)
     assert net.stride == stride
-    for height, width in [(stride, stride), (2 * stride, 3 * stride), (3 * stride, stride)]:
+    sides = [(stride, stride), (2 * stride, 3 * stride), (3 * stride, stride)]
+    for height, width in [(2 * stride, 2 * stride)] if "size" in options else sides:
         x = batch(options, height, width)
         assert net(x, torch.tensor([0, 999])).shape == x.shape
 
@@ -138,6 +144,12 @@ def test_the_answer_is_that_of_the_parts_put_together_by_hand():
     for layer, kept in zip(net.up[3:], (second, first)):
         high = layer[0](torch.cat([high, kept], dim=1), embedding)
     torch.testing.assert_close(net(x, t), net.head(high))
+
+    net = woken(SMALL["dit"][0])
+    first, second = net.blocks
+    embedding = net.embed(t)
+    tokens = net.stem(x).flatten(2).mT + grid_positions(4, 4, 24)
+    torch.testing.assert_close(net(x, t), net.head(second(first(tokens, embedding), embedding), embedding, 4, 4))
 
 
 @every_network
@@ -268,12 +280,14 @@ def test_without_timestep_a_network_answers_as_at_t_0(options):
 
 # Conditions
 
-every_name = pytest.mark.parametrize("name", ["resnet", "segnet", "unet"])
+CONDITIONAL = {name: {"name": name, "channels": (8, 16)} for name in ("resnet", "segnet", "unet")}
+CONDITIONAL |= {"dit": SMALL["dit"][0], "mixer": SMALL["mixer"][0]}
+every_name = pytest.mark.parametrize("options", CONDITIONAL.values(), ids=CONDITIONAL)
 
 
 @every_name
-def test_a_condition_changes_the_answer_of_its_own_picture(name):
-    net = woken({"name": name, "channels": (8, 16), "cond_dim": 5})
+def test_a_condition_changes_the_answer_of_its_own_picture(options):
+    net = woken({**options, "cond_dim": 5})
     x, t = batch({}, 8, 8), torch.tensor([9, 9])
     cond = torch.randn(2, 5, generator=torch.Generator().manual_seed(0))
     first = net(x, t, cond)
@@ -285,8 +299,7 @@ def test_a_condition_changes_the_answer_of_its_own_picture(name):
 
 
 @every_name
-def test_without_a_condition_the_network_is_the_one_built_without(name):
-    options = {"name": name, "channels": (8, 16)}
+def test_without_a_condition_the_network_is_the_one_built_without(options):
     net, plain = woken({**options, "cond_dim": 5}), new(options)
     plain.load_state_dict({k: v for k, v in net.state_dict().items() if not k.startswith("embed.cond.")})
     x, t = batch({}, 8, 8), torch.tensor([9, 800])
@@ -463,6 +476,68 @@ def test_attention_is_softmax_of_query_times_key_over_the_root_times_value(chann
     torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-4)
 
 
+@torch.no_grad()
+def test_attention_among_tokens_follows_its_formula():
+    torch.manual_seed(0)
+    layer, x = TokenAttention(12, heads=3), torch.randn(2, 5, 12)
+    q, k, v = (x @ part.T + bias for part, bias in zip(layer.qkv.weight.chunk(3), layer.qkv.bias.chunk(3)))
+    found = []
+    for part in (slice(0, 4), slice(4, 8), slice(8, 12)):  # a head each
+        looks = (q[..., part] @ k[..., part].mT / 2).softmax(2)  # 2: the root of 4 numbers per head
+        found.append(looks @ v[..., part])
+    torch.testing.assert_close(layer(x), layer.out(torch.cat(found, 2)), rtol=1e-4, atol=1e-5)
+
+
+def test_positions_say_row_and_column():
+    found = grid_positions(3, 5, 16).unflatten(0, (3, 5))
+    assert found.shape == (3, 5, 16)
+    assert torch.equal(found[2, 4], timestep_embedding(torch.tensor([2, 4]), 8).flatten())
+    assert torch.equal(found[1, 0, :8], found[1, 4, :8]) and torch.equal(found[0, 3, 8:], found[2, 3, 8:])
+    assert len(found.flatten(0, 1).unique(dim=0)) == 15
+
+
+@torch.no_grad()
+def test_only_positions_tell_a_transformer_where_a_patch_is(monkeypatch):
+    """Without them, shuffled patches give the shuffled answer."""
+    net, x, t = woken(SMALL["dit"][0]), batch({}, 8, 8), torch.tensor([3, 700])
+
+    def shuffled(pictures, order):
+        patches = nn.functional.pixel_unshuffle(pictures, 2).flatten(2)
+        return nn.functional.pixel_shuffle(patches[:, :, order].unflatten(2, (4, 4)), 2)
+
+    order = torch.randperm(16, generator=torch.Generator().manual_seed(0))
+    assert not torch.allclose(net(shuffled(x, order), t), shuffled(net(x, t), order), atol=1e-3)
+    monkeypatch.setattr(dit, "grid_positions", lambda height, width, dim, device: torch.zeros(height * width, dim))
+    torch.testing.assert_close(net(shuffled(x, order), t), shuffled(net(x, t), order), rtol=1e-4, atol=1e-5)
+
+
+def test_the_timestep_scales_shifts_and_opens_the_gate_of_tokens():
+    torch.manual_seed(0)
+    block, x, embedding = TokenBlock(nn.Linear(8, 8), 8, 4), torch.randn(2, 5, 8), torch.randn(2, 4)
+    assert torch.equal(block(x, embedding), x)  # at first all gates are closed
+    nn.init.normal_(block.modulation.weight)
+    shift, scale, gate, shift2, scale2, gate2 = (
+        block.modulation(embedding)[:, None, i : i + 8] for i in range(0, 48, 8)
+    )
+
+    def normed(h):
+        return (h - h.mean(2, keepdim=True)) / h.var(2, keepdim=True, correction=0).add(1e-5).sqrt()
+
+    h = x + gate * block.mix(normed(x) * (1 + scale) + shift)
+    expected = h + gate2 * block.mlp(normed(h) * (1 + scale2) + shift2)
+    torch.testing.assert_close(block(x, embedding), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_mixer_works_at_its_own_size_only():
+    net = new(SMALL["mixer"][0])
+    for height, width in ((16, 16), (8, 4)):
+        message = (
+            f"a picture of {height}×{width} pixels cannot pass: this mixer was built for 8×8; give its option size"
+        )
+        with pytest.raises(ValueError, match=message):
+            net(batch({}, height, width), torch.tensor([1, 1]))
+
+
 def test_new_attention_changes_nothing():
     x = torch.randn(2, 16, 4, 4)
     assert torch.equal(SelfAttention(16)(x), x)
@@ -572,7 +647,7 @@ def test_build_makes_the_named_network_with_its_options():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"name": "vit"}, "unknown network 'vit': choose one of unet, "),
+        ({"name": "vit"}, "unknown network 'vit': choose one of dit, "),
         ({"name": "resnet", "widths": (8,)}, "network 'resnet' has no option 'widths': choose one of "),
         ({"name": "resnet", "stem": 3}, "stem must be 1, 2 or 4, not 3"),
         ({"name": "resnet", "channels": ()}, "channels needs at least one width"),
@@ -611,6 +686,9 @@ def test_build_makes_the_named_network_with_its_options():
             "attention must be a list, each a whole number, not 4",
         ),
         ({"name": "resnet", "channels": (8,), "stem": 2, "skip": "add"}, "skip='add' needs two stages or more"),
+        ({"name": "dit", "dim": 18}, "dim must be a multiple of 4 and of its 3 heads, not 18"),
+        ({"name": "dit", "dim": 16}, "dim must be a multiple of 4 and of its 3 heads, not 16"),
+        ({"name": "mixer", "size": 30}, "size must be a multiple of the patch, 4, not 30"),
     ],
 )
 def test_networks_that_cannot_be_built_say_why(options, message):
@@ -619,7 +697,7 @@ def test_networks_that_cannot_be_built_say_why(options, message):
 
 
 def test_every_network_is_known_by_its_name():
-    shipped = {"resnet", "segnet", "unet", "autoencoder", "super_resolution", "text_to_image"}
+    shipped = {"resnet", "segnet", "unet", "dit", "mixer", "autoencoder", "super_resolution", "text_to_image"}
     assert NETWORKS.keys() >= shipped and NETWORKS["resnet"] is ResNetEncoderDecoder
 
 
@@ -670,9 +748,11 @@ def test_stages_name_every_part_once_in_order(options, stride):
     assert found[0].part == "embed" and found[0].shape == (net.embed.mlp[0].out_features,)
     assert found[-1].part == "head" and found[-1].shape == shape
     assert sum(stage.parameters for stage in found) == count_parameters(net)
-    assert all(len(stage.shape) == 3 for stage in found[1:])
+    in_tokens = [stage for stage in found if len(stage.shape) == 2]  # (L, dim), of transformers
+    assert [stage.kind for stage in in_tokens] == ["TokenBlock"] * len(getattr(net, "blocks", []))
+    assert in_tokens or all(len(stage.shape) == 3 for stage in found[1:])
     assert not [stage for stage in found if "ModuleList" in stage.kind or "Identity" in stage.kind]
-    heights = [stage.shape[1] for stage in found[1:]]
+    heights = [stage.shape[1] for stage in found[1:] if len(stage.shape) == 3]
     # Halved down to the narrowest place, then doubled: no part is missing or out of order.
     assert all(b in (a, a / 2, 2 * a, a / 4, 4 * a) for a, b in zip(heights, heights[1:]))
     narrowest = heights.index(min(heights))
@@ -726,9 +806,9 @@ def test_options_of_the_wrong_kind_are_refused_in_one_sentence(network, text):
     assert text in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["resnet", "unet", "segnet"])
-def test_pictures_of_other_channels_are_refused(name):
-    net = build(name, channels=[8, 8], picture_channels=1)
+@every_name
+def test_pictures_of_other_channels_are_refused(options):
+    net = build(**options, picture_channels=1)
     with pytest.raises(ValueError, match="a picture of 3 channels cannot pass: the network's picture_channels is 1"):
         net(torch.zeros(1, 3, 16, 16), torch.zeros(1, dtype=torch.int64))
 

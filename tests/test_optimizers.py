@@ -15,6 +15,8 @@ SMALL = {
     "resnet": {"channels": (8, 16), "stem": 2, "skip": "concat", "decoder_depth": 1, "attention": (2,)},
     "segnet": {"channels": (8, 16)},
     "unet": {"channels": (8, 16), "depth": 1},
+    "dit": {"dim": 24, "depth": 2, "patch": 2},
+    "mixer": {"size": 8, "patch": 2, "dim": 16, "depth": 2},
 }
 every_network = pytest.mark.parametrize("name", SMALL)
 
@@ -89,7 +91,8 @@ def test_the_rest_follows_adamw_exactly(name):
         adamw.step()
     after = weights(net)
     assert all(torch.equal(after[n], rest[n]) for n in rest)
-    assert {n.split(".")[0] for n in rest} >= {"embed", "head", "decoder" if name != "unet" else "up"}
+    inner = {"unet": "up", "dit": "blocks", "mixer": "blocks"}.get(name, "decoder")  # whose biases are no matrices
+    assert {n.split(".")[0] for n in rest} >= {"embed", "head", inner}
     assert all(not torch.equal(after[n], before[n]) for n in after)  # and nothing is left out
 
 

@@ -72,6 +72,8 @@ NETWORKS = [
     {"name": "resnet", "channels": [8, 16], "skip": "indices", "decoder_depth": 1, "timestep": False},
     {"name": "segnet", "channels": [8, 16], "cond_dim": 3},
     {"name": "unet", "channels": [8, 16], "attention": [1]},
+    {"name": "dit", "dim": 24, "depth": 1, "cond_dim": 3},
+    {"name": "mixer", "size": 8, "dim": 16, "depth": 1},
 ]
 
 

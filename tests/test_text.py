@@ -27,13 +27,15 @@ NET = {
     "attention": [2, 4],
     "embedding_dim": 16,
 }
+DIT = {"name": "dit", "patch": 4, "dim": 24, "depth": 2, "embedding_dim": 16}
 WAYS = {"both": {}, "pooled": {"cross_attention": False}, "cross-attention": {"pooled": False}}
-every_way = pytest.mark.parametrize("options", WAYS.values(), ids=WAYS)
+every_way = pytest.mark.parametrize("options", [*WAYS.values(), {"net": DIT}], ids=[*WAYS, "both, to a transformer"])
 
 
 def new(**options):
     torch.manual_seed(0)
-    net = build("text_to_image", words=WORDS, length=5, net=NET, text_dim=16, text_depth=1, **options)
+    options = {"net": NET, **options}
+    net = build("text_to_image", words=WORDS, length=5, text_dim=16, text_depth=1, **options)
     with torch.no_grad():  # layers that start at zero, moved as after some training
         for p in net.parameters():
             if not p.any():
@@ -195,25 +197,26 @@ def test_only_the_ways_that_are_asked_for_cost_parameters():
         build("text_to_image", words=WORDS, length=5, net=NET, text_dim=18)
 
 
-def test_a_trained_picture_network_is_taken_over_and_draws_as_before():
+@pytest.mark.parametrize("form", [NET, DIT], ids=["resnet", "dit"])
+def test_a_trained_picture_network_is_taken_over_and_draws_as_before(form):
     torch.manual_seed(0)
-    start = build(**NET, cond_dim=9).eval()
+    start = build(**form, cond_dim=9).eval()
     for p in start.parameters():
         nn.init.normal_(p, 0, 0.1)
-    net = build("text_to_image", words=WORDS, length=5, net=NET, text_dim=16)
+    net = build("text_to_image", words=WORDS, length=5, net=form, text_dim=16)
     begin_with(net, start)
     x, t = torch.randn(2, 3, 16, 16), torch.tensor([10, 800])
     with torch.no_grad():
         net.net.embed.cond.weight.zero_()  # the text's own way in is new, and random
         torch.testing.assert_close(net.eval()(x, t), start(x, t))
-    again = build("text_to_image", words=WORDS, length=5, net=NET, text_dim=16)
+    again = build("text_to_image", words=WORDS, length=5, net=form, text_dim=16)
     begin_with(again, net)
     assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), net.state_dict().values()))
     other = build("resnet", channels=[8, 24], stem=2)
     with pytest.raises(ValueError, match="another form"):
         begin_with(net, other)
     with pytest.raises(ValueError, match="another form"):
-        begin_with(start, build(**NET))  # body types cannot come from nowhere
+        begin_with(start, build(**form))  # body types cannot come from nowhere
 
 
 def test_several_captions_take_turns_and_some_are_withheld():

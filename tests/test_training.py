@@ -84,6 +84,8 @@ LEARNERS = {
     "skips": (0.65, {"name": "resnet", "channels": [16, 32], "stem": 2, "skip": "concat"}, {}),
     "segnet": (0.65, {"name": "segnet", "channels": [8, 16]}, {}),
     "unet": (0.7, {"name": "unet", "channels": [8, 16], "depth": 1}, {}),
+    "dit": (0.65, {"name": "dit", "patch": 4, "dim": 48, "depth": 2}, {}),
+    "mixer": (0.65, {"name": "mixer", "size": 16, "dim": 48, "depth": 2}, {}),
     "edm": (
         0.75,
         {"name": "resnet", "channels": [16, 32], "skip": "concat", "decoder_depth": 1},

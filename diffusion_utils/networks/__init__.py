@@ -8,6 +8,8 @@ none, or (super-resolution) makes it of the pictures themselves.
 
 from diffusion_utils.networks.autoencoder import Autoencoder
 from diffusion_utils.networks.blocks import Both, without
+from diffusion_utils.networks.dit import DiT
+from diffusion_utils.networks.mixer import Mixer
 from diffusion_utils.networks.registry import NETWORKS, build, register
 from diffusion_utils.networks.resnet import ResNetEncoderDecoder
 from diffusion_utils.networks.segnet import SegNet

@@ -176,7 +176,7 @@ class CrossAttention(nn.Module):
 
 
 def without(net: nn.Module, layers: Sequence[str]) -> nn.Module:
-    """A network that leaves some of another one's residual blocks and attention layers out: what
+    """A network that leaves some of another one's residual blocks, attention layers or transformer blocks out: what
     they would add is not added.  The weights are the other one's own, not copies.
 
     Args:
@@ -188,7 +188,7 @@ def without(net: nn.Module, layers: Sequence[str]) -> nn.Module:
     if isinstance(layers, str):
         raise ValueError(f"layers is a list of names, [{layers!r}], not one name")
     net = copy.deepcopy(net, {id(weight): weight for weight in [*net.parameters(), *net.buffers()]})
-    optional = {name: layer for name, layer in net.named_modules() if isinstance(layer, ResBlock | SelfAttention)}
+    optional = {name: layer for name, layer in net.named_modules() if hasattr(layer, "skipped")}
     for name in layers:
         if name not in optional:
             raise ValueError(f"the network cannot do without {name!r}: choose one of {suggestions(name, optional)}")

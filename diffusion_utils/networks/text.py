@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffusion_utils.networks.blocks import both
+from diffusion_utils.networks.blocks import CrossAttention, both
 from diffusion_utils.networks.registry import build, register
 
 NOTHING = 0  # the number that stands for "no word"
@@ -184,14 +184,14 @@ class TextToImage(nn.Module):
         super().__init__()
         if not pooled and not cross_attention:
             raise ValueError("the text needs a way to the picture: pooled, cross_attention or both")
-        if cross_attention and not net.get("attention"):
-            raise ValueError("cross-attention follows self-attention: give the net attention, such as [8]")
         self.tokenizer = Tokenizer(words, length)
         self.cond_shape = (length,)
         self.pooled, self.cross_attention = pooled, cross_attention
         self.text = TextEncoder(len(words), length, text_dim, text_depth)
         ways = {"cond_dim": text_dim} if pooled else {}
         self.net = build(**net, **ways, **({"context_dim": text_dim} if cross_attention else {}))
+        if cross_attention and not any(isinstance(layer, CrossAttention) for layer in self.net.modules()):
+            raise ValueError("cross-attention follows self-attention: give the net attention, such as [8]")
 
     @property
     def stride(self) -> int:
