@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from diffusion_utils.data import to_float
-from diffusion_utils.evaluation import covariance_eigenvalues, error_per_timestep, linear_bottleneck_error
+from diffusion_utils.evaluation import covariance_eigenvalues, error_per_timestep, linear_bottleneck_error, reach
 from diffusion_utils.prediction import PREDICTION_TYPES, Denoiser
 from diffusion_utils.schedule import linear
 
@@ -226,3 +226,51 @@ def test_bottleneck_error_refuses_what_it_cannot_mean():
     for ratio, rank in ((0, 2), (1, 6), (1, -1)):
         with pytest.raises(ValueError, match=r"rank lie in \[0, 5\]"):
             linear_bottleneck_error(spectrum, ratio, rank, "sample")
+
+
+# How far a pixel looks
+
+
+class Looks(nn.Module):
+    """A number of the answer is the sum of that channel over a window, or over everything."""
+
+    def __init__(self, window: int | None):
+        super().__init__()
+        self.window = window
+
+    def forward(self, x, t):
+        if self.window is None:
+            return x.sum((2, 3), keepdim=True).expand_as(x)
+        return nn.functional.avg_pool2d(x, self.window, 1, self.window // 2)
+
+
+def test_the_reach_of_a_window_is_its_own():
+    def shares(window, **options):
+        return reach(Denoiser(Looks(window), linear(100), "sample"), pictures(200, size=9), 30, **options).tolist()
+
+    assert shares(1) == pytest.approx([1] * 9)
+    within = shares(3)
+    # Nine places, six at an edge and four in a corner: of 9×9 pixels 49, 28 and 4.
+    assert within[0] == pytest.approx((49 / 9 + 28 / 6 + 4 / 4) / 81, abs=0.01) and within[1:] == pytest.approx([1] * 8)
+    whole, seen = shares(None), 9 * torch.rand(10_000, 2, generator=torch.Generator().manual_seed(0))
+    places = torch.cartesian_prod(torch.arange(9), torch.arange(9))
+    distances = (seen.long()[:, None] - places).abs().amax(2)
+    assert whole == pytest.approx([(distances <= far).float().mean().item() for far in range(9)], abs=0.03)
+    assert shares(3, seed=1) != within and shares(3) == within
+
+
+def test_a_reach_counts_squares_and_leaves_no_gradients():
+    """Its own pixel with 3, the next one with 1: nine tenths of the sensitivity are its own."""
+
+    class Weighted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weights = nn.Parameter(torch.tensor([3.0, 1.0]))
+
+        def forward(self, x, t):
+            return self.weights[0] * x + self.weights[1] * x.roll(1, 3)
+
+    denoiser = Denoiser(Weighted(), linear(100), "sample")
+    with torch.no_grad():
+        own = reach(denoiser, pictures(20, size=8), 5)[0]
+    assert own == pytest.approx(0.9) and denoiser.net.weights.grad is None

@@ -4,6 +4,7 @@ from diffusion_utils.evaluation.errors import (
     covariance_eigenvalues,
     error_per_timestep,
     linear_bottleneck_error,
+    reach,
     reconstruction_quality,
 )
 from diffusion_utils.evaluation.reference import Reference

@@ -51,6 +51,39 @@ def error_per_timestep(
     return errors
 
 
+@torch.enable_grad()
+def reach(denoiser: Denoiser, images: Tensor, t: int, seed: int = 0) -> Tensor:
+    """How far a pixel of x̂₀ looks: the share of its sensitivity that lies within each distance.
+
+    Small independent changes of all pixels of x_t move one number of x̂₀ with a variance that is proportional to the
+    sum of its squared derivatives; the share of a place is what of it comes from there (the effective receptive
+    field, Luo et al. 2016, 1701.04128, who take the derivatives themselves).  In each picture one number of x̂₀ is
+    looked at, at a random pixel of a random channel.
+
+    Args:
+        images: uint8 (N, 3, H, W), or float in [-1, 1].
+        t: timestep, in [0, T-1].
+        seed: of the noise and the places.
+
+    Returns:
+        (max(H, W),), means over the pictures: the share within 0, 1, 2 … pixels, counted along rows or along
+        columns, whichever are more.
+    """
+    x0, random = as_float(images), generator(seed)
+    count, channels, height, width = x0.shape
+    places = [torch.randint(n, (count, 1, 1), generator=random) for n in (channels, height, width)]
+    steps = torch.full((count,), t)
+    x_t = denoiser.schedule.add_noise(x0, torch.randn(x0.shape, generator=random), steps).requires_grad_()
+    channel, row, column = places
+    answers = denoiser(x_t, steps)[torch.arange(count), channel.flatten(), row.flatten(), column.flatten()]
+    (gradient,) = torch.autograd.grad(answers.sum(), x_t)
+    sensitivity = gradient.square().sum(1)
+    rows, columns = torch.arange(height)[:, None], torch.arange(width)
+    distance = torch.maximum((rows - row).abs(), (columns - column).abs())
+    sensitivity = sensitivity / sensitivity.sum((1, 2), keepdim=True)
+    return torch.stack([(sensitivity * (distance <= far)).sum((1, 2)).mean() for far in range(max(height, width))])
+
+
 @torch.no_grad()
 def reconstruction_quality(autoencoder: Autoencoder, images: Tensor, batch_size: int = 64) -> dict[str, float]:
     """How much of pictures is left after an autoencoder, by torchmetrics: {"psnr": in decibels, "ssim":
