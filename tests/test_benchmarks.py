@@ -33,7 +33,9 @@ def module(name):
     return loaded
 
 
-peers, ladder, ways, speed, gpu, flow, ideal = map(module, ("peers", "ladder", "ways", "speed", "gpu", "flow", "ideal"))
+peers, ladder, ways, speed, gpu, flow, ideal, any_network = map(
+    module, ("peers", "ladder", "ways", "speed", "gpu", "flow", "ideal", "any_network")
+)
 LOAD = sets.load  # itself
 TINY = {"name": "resnet", "channels": [8], "stem": 4, "embedding_dim": 8, "cond_dim": 9}
 KINDS = dict.fromkeys(stanford_cars.BODY_TYPES, 1 / 9)
@@ -375,6 +377,50 @@ def test_a_network_is_compared_with_ideal_denoisers_once(tmp_path, monkeypatch, 
     assert clear["patch 3"] < min(clear["whole"], noisy["patch 3"]) and noisy["patch 3"] == pytest.approx(1, abs=0.1)
     monkeypatch.setattr(ideal, "compare", None)  # would fail if it were called
     ideal.main(command)
+
+
+# ---------------------------------------------------------------- any network
+
+
+def test_five_networks_are_of_one_size():
+    sizes = {name: networks.count_parameters(networks.build(**net)) for name, (_, net) in any_network.NETWORKS.items()}
+    assert all(0.49e6 < size < 0.68e6 for size in sizes.values()), sizes
+
+
+def test_networks_get_equal_minutes_or_equal_work_and_are_measured_once(tmp_path, monkeypatch):
+    small = {"dit": {"name": "dit", "dim": 24, "depth": 1}, "resnet": {"name": "resnet", "channels": [8], "stem": 4}}
+    monkeypatch.setattr(any_network, "NETWORKS", {name: (name, net) for name, net in small.items()})
+    monkeypatch.setattr(any_network, "FIVE", tuple(small))
+    monkeypatch.setattr(any_network, "pace", lambda name, images: {"dit": 400, "resnet": 800}[name])
+    monkeypatch.setitem(features.EXTRACTORS, f"{features.DEFAULT}_early", Coarse)
+    own = ["--minutes", "0.4", "--count", "4", "--results", str(tmp_path), "--runs", str(tmp_path / "runs")]
+    own += ["--picture", str(tmp_path / "p.png")]
+    any_network.main(own)
+    any_network.main(["dit", "--budget", "macs", *own])
+    stored = (tmp_path / "any-network.json").read_bytes()
+    rows = json.loads(stored)["rows"]
+    macs = {row["network"]: row["macs"] for row in rows}
+    equal_work = 32 * round(0.4 * 800 * macs["resnet"] / macs["dit"] / 32)
+    assert [row["images_seen"] for row in rows] == [160, 320, equal_work] and equal_work != 160
+    assert [row["budget"] for row in rows] == ["minutes", "minutes", "macs"] and (tmp_path / "p.png").exists()
+    for row in rows:
+        assert row["kid"] > row["floor_kid"] and row["reach"]["t=99"][-1] == 1 and row["bytes_kept_per_picture"] > 12288
+        assert 0.3 < row["held_out_error_of_x0_as_share_of_variance"]["t=899"] < 3
+    monkeypatch.setattr(any_network, "trained", None)  # would fail if it were called
+    any_network.main(own)
+    assert (tmp_path / "any-network.json").read_bytes() == stored
+
+
+def test_what_is_kept_for_the_backward_pass_is_counted_once():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 3, 1)
+
+        def forward(self, x, t):
+            return self.second(self.first(x).relu())
+
+    assert any_network.kept_per_picture(Twice()) == 32 * 32 * 4 * (3 + 8)  # the picture, and what comes out of ReLU
 
 
 # ---------------------------------------------------------------- speed
