@@ -19,7 +19,7 @@ from torch import nn
 
 from diffusion_utils import evaluation, guidance, ideal, prediction, sampling, schedule
 from diffusion_utils.evaluation import metrics
-from diffusion_utils.networks import autoencoder, blocks, super_resolution, text
+from diffusion_utils.networks import autoencoder, blocks, dit, mixer, super_resolution, text
 from diffusion_utils.training import optimizers
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "site"))
@@ -66,6 +66,7 @@ def test_the_series_is_complete():
         "07_latent_diffusion",
         "08_why_new_cars",
         "09_flow_matching",
+        "10_any_network",
     ]
 
 
@@ -507,6 +508,45 @@ def test_taught_ideal_denoisers_are_the_packages():
         for name in ("patched", "anywhere"):
             ours = code[name](x_t, pictures, *levels, patch)
             assert torch.equal(ours, getattr(ideal, name)(x_t, pictures, *levels, patch))
+
+
+@torch.no_grad()
+def test_taught_transformer_is_the_packages():
+    code, x, t = taught("10_any_network"), torch.randn(2, 3, 8, 12), torch.tensor([3, 700])
+    assert torch.equal(code["to_pictures"](code["to_tokens"](x, 4), 4, (8, 12)), x)
+    assert torch.equal(code["grid_positions"](2, 3, 16), dit.grid_positions(2, 3, 16))
+    ours, theirs = code["DiT"](dim=24, depth=2, heads=3), dit.DiT(dim=24, depth=2, heads=3)
+    for parameter in ours.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    names = {"qkv": "mix.qkv", "out": "mix.out"}  # the package exchanges attention for an MLP
+    weights = {".".join(names.get(part, part) for part in name.split(".")): p for name, p in ours.state_dict().items()}
+    weights |= {f"head.{part}": weights.pop(part) for part in ("modulation.weight", "modulation.bias")}
+    weights |= {f"head.out.{part}": weights.pop(f"head.{part}") for part in ("weight", "bias")}
+    weights["stem.weight"] = weights["stem.weight"].reshape(24, 3, 4, 4)
+    theirs.load_state_dict(weights)
+    torch.testing.assert_close(ours(x, t), theirs(x, t), rtol=1e-4, atol=1e-5)
+
+    seen = code["looks"](theirs, x, t, 1)  # mixed by these shares, values of one head become what attention found
+    assert seen.shape == (2, 6, 6) and torch.allclose(seen.sum(2), torch.ones(2, 6))
+    layer, tokens = dit.TokenAttention(8, 1), torch.randn(2, 5, 8)
+    found, shares = code["attention"](tokens, layer.qkv, layer.out, 1)
+    torch.testing.assert_close(found, layer(tokens), rtol=1e-4, atol=1e-5)
+    values = layer.qkv(tokens).chunk(3, 2)[2]
+    torch.testing.assert_close(layer.out(shares[:, 0] @ values), found, rtol=1e-4, atol=1e-5)
+    across, theirs = code["AcrossTokens"](5), mixer.AcrossTokens(5)
+    theirs.load_state_dict(across.state_dict())
+    assert torch.equal(across(tokens), theirs(tokens))
+
+
+def test_taught_reach_is_the_packages(monkeypatch):
+    net = torch.nn.Conv2d(3, 3, 5, padding=2)
+    denoiser = prediction.Denoiser(lambda x, t: net(x), schedule.cosine(100), "sample")
+    x0, places, noise = torch.rand(6, 3, 9, 9), torch.randint(9, (6, 2)), torch.randn(6, 3, 9, 9)
+    draws = iter((torch.ones(6, 1, 1).long(), places[:, 0].reshape(-1, 1, 1), places[:, 1].reshape(-1, 1, 1)))
+    ours = taught("10_any_network")["reach"](denoiser, x0, noise, 40, places)
+    monkeypatch.setattr(torch, "randint", lambda *_, **__: next(draws))
+    monkeypatch.setattr(torch, "randn", lambda *_, **__: noise)
+    torch.testing.assert_close(ours, evaluation.reach(denoiser, x0, 40))
 
 
 @pytest.mark.skipif("CI" in os.environ, reason="the tree is a fresh clone in CI")
