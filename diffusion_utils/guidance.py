@@ -160,14 +160,14 @@ def _same(first: nn.Module | None, second: nn.Module | None) -> bool:
 
 
 def skip_layers(denoiser: Denoiser, layers: Sequence[str]) -> Denoiser:
-    """The same denoiser, its network without some residual blocks or attention layers: a guide that
+    """The same denoiser, its network without some residual blocks, attention layers or transformer blocks: a guide that
     makes the same kind of mistakes, and more of them, and needs no weights of its own.
 
     Args:
         layers: names of modules, such as "encoder.7".
 
     Raises:
-        ValueError: the network has no such residual block or attention layer.
+        ValueError: the network has no such layer.
     """
     return replace(denoiser, net=without(denoiser.net, layers))
 

@@ -37,7 +37,7 @@ def stages(net: nn.Module, shape: tuple[int, int, int] = (3, 64, 64)) -> list[St
 
     Returns:
         The network's direct parts in the order in which they ran.  Lists of layers (encoder,
-        decoder) are opened; "embed" gives a vector, all others (C, H, W).
+        decoder) are opened; "embed" gives a vector, blocks of tokens (L, dim), all others (C, H, W).
     """
 
     def opened(module: nn.Module) -> list[nn.Module]:
