@@ -1,4 +1,4 @@
-"""Any network will do: five networks of one size, after equal minutes of a processor and after equal work.
+"""Any network will do: six networks of one size, after equal minutes of a processor and after equal work.
 
 STANFORD_CARS_ROOT=… OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/any_network.py
 STANFORD_CARS_ROOT=… OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/any_network.py --budget macs
@@ -18,6 +18,7 @@ from torch import Tensor
 from diffusion_utils import networks, pretrained
 from diffusion_utils.data import root_mean_square, sets, to_float
 from diffusion_utils.evaluation import features, metrics, reach
+from diffusion_utils.networks.presets import TOY_TEXT
 from diffusion_utils.plotting import strip
 from diffusion_utils.prediction import Denoiser
 from diffusion_utils.sampling import sample
@@ -31,6 +32,7 @@ RESNET = {**BASE, "upsample": "nearest", "attention": [2]}  # the best of notebo
 DIT, MIXER = {"name": "dit"}, {"name": "mixer"}  # both about 0.6 million parameters as they come
 NETWORKS = {
     "resnet": ("ResNet, attention at 16×16", RESNET),
+    "skips": ("ResNet, skips, attention at 8×8", TOY_TEXT),
     "segnet": ("SegNet", SEGNET),
     "unet": ("U-Net", UNET),
     "dit": ("DiT, 4×4 patches", DIT),
@@ -38,7 +40,7 @@ NETWORKS = {
     "dit-2": ("DiT, 2×2 patches", {**DIT, "patch": 2}),
     "dit-8": ("DiT, 8×8 patches", {**DIT, "patch": 8}),
 }
-FIVE = ("resnet", "segnet", "unet", "dit", "mixer")
+RACE = ("resnet", "skips", "segnet", "unet", "dit", "mixer")
 
 
 def configuration(name: str, **settings) -> TrainConfig:
@@ -89,7 +91,7 @@ def quality(denoiser: Denoiser, cars: sets.PictureSet, count: int) -> dict:
 
 @dataclass
 class AnyNetwork:
-    """Any network will do, but not equally well: 32×32 cars by five networks of 0.6 million parameters each.
+    """Any network will do, but not equally well: 32×32 cars by six networks of 0.6 million parameters each.
 
     All are trained in the same way (they predict x₀; Muon).  Equal minutes are minutes of one processor core: first
     each network's pace is measured, then minutes become a number of pictures, so that a run can be repeated.  Equal
@@ -99,7 +101,7 @@ class AnyNetwork:
     """
 
     names: Annotated[
-        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(help=f"Out of {', '.join(NETWORKS)}; default: {FIVE}.")
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(help=f"Out of {', '.join(NETWORKS)}; default: {RACE}.")
     ] = ()
     budget: Literal["minutes", "macs"] = "minutes"  # What is equal.
     minutes: float = 2.0  # Of training, for each; or, for macs, for the ResNet.
@@ -108,12 +110,12 @@ class AnyNetwork:
     count: int = 256  # Pictures to draw and to measure; 0: errors and reaches alone.
     results: Path = RESULTS  # The folder of the results.
     runs: Path = Path("runs/any-network")  # The folder of the trainings.
-    picture: Path | None = Path("images/any_network.png")  # What the five draw after equal minutes.
+    picture: Path | None = Path("images/any_network.png")  # What the six draw after equal minutes.
 
     def __call__(self) -> None:
         cars = sets.load("stanford_cars", SIZE)
         results = Results(self.results / "any-network.json", {"paces": {}, "rows": []}, "rows")
-        for name in chosen("network", self.names or FIVE, NETWORKS):
+        for name in chosen("network", self.names or RACE, NETWORKS):
             settings = dict(network=name, budget=self.budget, minutes=self.minutes, seed=self.seed)
             settings |= dict(learning_rate=self.learning_rate, count=self.count)
             if not results.find(settings):
@@ -123,10 +125,10 @@ class AnyNetwork:
             print(f"{name}, {row['images_seen']:,} pictures: {said}", flush=True)
 
         if self.picture and self.budget == "minutes" and not self.names:
-            folders = [self._folder(name, self._images(name, results, cars.images)) for name in FIVE]
+            folders = [self._folder(name, self._images(name, results, cars.images)) for name in RACE]
             draw = [pretrained.load(folder / "weights.safetensors") for folder in folders]
             rows = [sample(denoiser, range(SHOWN), (3, SIZE, SIZE), SAMPLER, STEPS) for denoiser in draw]
-            labels = [NETWORKS[name][0].split(",")[0] for name in FIVE]
+            labels = [NETWORKS[name][0].split(", attention")[0].split(", 4×4")[0] for name in RACE]
             self.picture.parent.mkdir(parents=True, exist_ok=True)
             figure = strip(rows, [f"seed {i}" for i in range(SHOWN)], labels)
             figure.savefig(self.picture, metadata={"Software": None})

@@ -36,7 +36,7 @@ ROAD = ("first-epsilon", "first-sample", "stride-16", "stride-8", "decoder-block
 ROAD += ("size-0.25", "size-1", "size-2", "size-4", "segnet-epsilon", "segnet-sample", "unet-sample")
 CHANGES = ("none-sample", "no-timestep", "linear", "min-snr", "lognormal", "muon", "no-decay", "no-decay-raw")
 CHANGES += ("up-transposed-k3", "up-nearest", "up-pixel-shuffle", "stem-4", "attention-8", "attention-16", "full-frame")
-FIVE = ("resnet", "segnet", "unet", "dit", "mixer")  # of the benchmark of notebook 10
+RACE = ("resnet", "skips", "segnet", "unet", "dit", "mixer")  # of the benchmark of notebook 10
 SPACES = {"pixels": "pixels, 64×64×3", "latents-4": "latents, 16×16×4", "latents-8": "latents, 8×8×8"}
 PLAIN = {"sampler": "dpm_solver_pp", "steps": 20, "guidance_scale": 1, "time_shift": 0}
 PLAIN |= dict.fromkeys(("guide", "skip_layers", "interval", "condition"))
@@ -450,11 +450,10 @@ def reflow():
         yield f"{state} reflow", *(thousand(kids[n], 1) for n in steps)
 
 
-def any_rows(**settings) -> list[dict]:
-    """Rows of the benchmark of five networks, at the learning rate and the budget that it settled on."""
-    found = [{"learning_rate": 0.004, "minutes": 2, **row} for row in read("any-network")["rows"]]
-    settings = {"learning_rate": 0.004, "minutes": 2.0, **settings}
-    return [row for row in found if all(row[name] == value for name, value in settings.items())]
+def any_rows(networks: tuple[str, ...] = RACE, **settings) -> list[dict]:
+    """Rows of the benchmark of notebook 10, in the order of the networks."""
+    rows = [row for row in read("any-network")["rows"] if all(row[name] == value for name, value in settings.items())]
+    return [row for name in networks for row in rows if row["network"] == name]
 
 
 @table
@@ -463,10 +462,9 @@ def any_network():
     yield "", "", "pictures seen:", "KID × 1000:", "early layer:", *(f"t = {t}:" for t in (99, 299, 499, 699, 899))
     for budget, title in (("minutes", "equal minutes"), ("macs", "equal MACs")):
         for row in any_rows(budget=budget):
-            if row["network"] in FIVE:
-                kids = [f"{1000 * row[ruler]:.0f}" if ruler in row else "" for ruler in ("kid", "kid_early")]
-                name = row["about"] + f", seed {row['seed']}" * (row["seed"] > 0)
-                yield title, name, f"{row['images_seen']:,}", *kids, *errors_at(row, (99, 299, 499, 699, 899))
+            kids = [f"{1000 * row[ruler]:.0f}" if ruler in row else "" for ruler in ("kid", "kid_early")]
+            name = row["about"] + f", seed {row['seed']}" * (row["seed"] > 0)
+            yield title, name, f"{row['images_seen']:,}", *kids, *errors_at(row, (99, 299, 499, 699, 899))
 
 
 @table
@@ -475,11 +473,14 @@ def any_costs():
     head = "parameters:", "million MACs:", "learns from, pictures/s:", "draws, pictures/s:", "kept for a gradient, MiB:"
     yield "", *head, *(f"reach at t = {t}, pixels:" for t in (99, 499, 899))
     for row in any_rows(budget="minutes", seed=0):
-        if row["network"] in FIVE:
-            cost = f"{row['parameters']:,}", f"{row['macs'] / 1e6:.0f}", f"{row['images_seen'] / 120:.0f}"
-            cost += f"{row['pictures_drawn_per_processor_second']:.1f}", f"{row['bytes_kept_per_picture'] / 2**20:.1f}"
-            reach = (str(sum(share < 0.5 for share in row["reach"][f"t={t}"])) for t in (99, 499, 899))
-            yield row["about"], *cost, *reach
+        cost = (
+            f"{row['parameters']:,}",
+            f"{row['macs'] / 1e6:.0f}",
+            f"{row['images_seen'] / row['processor_seconds']:.0f}",
+        )
+        cost += f"{row['pictures_drawn_per_processor_second']:.1f}", f"{row['bytes_kept_per_picture'] / 2**20:.1f}"
+        reach = (str(sum(share < 0.5 for share in row["reach"][f"t={t}"])) for t in (99, 499, 899))
+        yield row["about"], *cost, *reach
 
 
 @table
@@ -487,7 +488,7 @@ def patches():
     """The transformer with three sizes of patches, equal minutes."""
     yield "", "tokens:", "million MACs:", "pictures seen:", *(f"t = {t}:" for t in (99, 299, 499, 699, 899))
     for name, tokens in (("dit-2", 256), ("dit", 64), ("dit-8", 16)):
-        (row,) = any_rows(budget="minutes", seed=0, network=name)
+        (row,) = any_rows((name,), budget="minutes", seed=0)
         cost = str(tokens), f"{row['macs'] / 1e6:.0f}", f"{row['images_seen']:,}"
         yield row["about"], *cost, *errors_at(row, (99, 299, 499, 699, 899))
 

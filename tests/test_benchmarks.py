@@ -382,7 +382,7 @@ def test_a_network_is_compared_with_ideal_denoisers_once(tmp_path, monkeypatch, 
 # ---------------------------------------------------------------- any network
 
 
-def test_five_networks_are_of_one_size():
+def test_the_networks_of_the_race_are_of_one_size():
     sizes = {name: networks.count_parameters(networks.build(**net)) for name, (_, net) in any_network.NETWORKS.items()}
     assert all(0.49e6 < size < 0.68e6 for size in sizes.values()), sizes
 
@@ -390,7 +390,7 @@ def test_five_networks_are_of_one_size():
 def test_networks_get_equal_minutes_or_equal_work_and_are_measured_once(tmp_path, monkeypatch):
     small = {"dit": {"name": "dit", "dim": 24, "depth": 1}, "resnet": {"name": "resnet", "channels": [8], "stem": 4}}
     monkeypatch.setattr(any_network, "NETWORKS", {name: (name, net) for name, net in small.items()})
-    monkeypatch.setattr(any_network, "FIVE", tuple(small))
+    monkeypatch.setattr(any_network, "RACE", tuple(small))
     monkeypatch.setattr(any_network, "pace", lambda name, images: {"dit": 400, "resnet": 800}[name])
     monkeypatch.setitem(features.EXTRACTORS, f"{features.DEFAULT}_early", Coarse)
     own = ["--minutes", "0.4", "--count", "4", "--results", str(tmp_path), "--runs", str(tmp_path / "runs")]
