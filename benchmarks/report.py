@@ -314,14 +314,15 @@ def stretch():
     """What the last stretch of a training could switch on, and how long the weights' average should be: means over
     seeds."""
     times = ("t=49", "t=99", "t=299", "t=499", "t=899")
-    yield "change", "average:", "seeds:", *KIDS.values(), "recall:", *(f"{name.replace('=', ' = ')}:" for name in times)
+    yield "change", "average", "seeds:", *KIDS.values(), "recall:", *(f"{name.replace('=', ' = ')}:" for name in times)
     rows = read("stretch")
-    for change, decay in dict.fromkeys((row["change"], row["ema_decay"]) for row in rows):
-        same = [row for row in rows if (row["change"], row["ema_decay"]) == (change, decay)]
+    for change, gamma in dict.fromkeys((row["change"], row["gamma"]) for row in rows):
+        same = [row for row in rows if (row["change"], row["gamma"]) == (change, gamma)]
+        average = "as kept" if gamma is None else f"1/{gamma + 2} of the run"
         kids = [f"{1000 * mean(row['generated'][kid] for row in same):.0f}" for kid in KIDS]
         recall = f"{mean(row['generated']['recall'] for row in same):.3f}"
         errors = [f"{mean(row[ERRORS][name] for row in same):.4f}" for name in times]
-        yield change, f"{decay:g}", len(same), *kids, recall, *errors
+        yield change, average, len(same), *kids, recall, *errors
 
 
 @table
