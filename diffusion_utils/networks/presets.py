@@ -27,6 +27,7 @@ AUTOENCODER = dict(name="autoencoder", channels=[32, 64], latent_channels=4, dep
 PRESETS = {
     "stanford_cars": {"network": CARS_1M, "text": CARS_1M, "size": 64},
     "toy_cars": {"network": TOY, "text": TOY_TEXT, "size": 32},
+    "letters": {"network": TOY_TEXT, "text": TOY_TEXT, "size": 32},
     "folder": {"network": CARS_1M, "text": CARS_1M, "size": 64},
 }
 

@@ -179,16 +179,17 @@ class Run:
     """A training from the command line: its pictures, its folder, and what it learns."""
 
     out: Path  # Folder of the run.
-    # What to learn from: toy_cars, stanford_cars, or a folder of pictures, of which one in ten is held out to measure
-    # with, chosen by its file name.
+    # What to learn from: toy_cars, letters, stanford_cars, or a folder of pictures, of which one in ten is held out to
+    # measure with, chosen by its file name.
     data: str = "toy_cars"
     resume: bool = False  # Go on from the checkpoint in --out, with its settings; the budget may be another.
     size: int | None = None  # Pixels per side; default: 64, toy cars 32.
     # Width:height of the window that is cut out of own pictures, such as 1:1 or 3:2; default: 4:3 where most of
     # them are about that wide, else 1:1.
     aspect: str | None = None
-    # What the network is conditioned on: each picture's body type, its class (own pictures: the subfolder it lies
-    # in), a caption in words (text to image), or the picture itself at half the size (super-resolution).
+    # What the network is conditioned on: each picture's body type, its class (which letter it is; of own pictures
+    # the subfolder it lies in), a caption in words (text to image), or the picture itself at half the size
+    # (super-resolution).
     condition: Condition | None = None
     autoencoder: str | None = None  # Weights of one: learn its latents of the pictures instead of their pixels.
     # Weights to begin with, a name or a path; network, schedule and prediction type are theirs.
