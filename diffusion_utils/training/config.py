@@ -19,7 +19,7 @@ BUDGET = ("steps", "images", "minutes")
 FREE_ON_RESUME = {*BUDGET, "log_every", "checkpoint_every"}
 # What a branch shares with the run that it leaves: what its network and optimizer are.
 NOISE = ("schedule", "num_train_timesteps", "zero_terminal_snr")
-KEPT_BY_BRANCH = ("network", "prediction_type", "sigma_data", *NOISE, "objective", "optimizer")
+KEPT_BY_BRANCH = ("network", "lora", "prediction_type", "sigma_data", *NOISE, "objective", "optimizer")
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,9 @@ class TrainConfig:
     # Name and options for `networks.build`; on the command line JSON, '{"name": "resnet", "stem": 4}', and by
     # default what suits the pictures.
     network: dict | None = field(default_factory=lambda: {"name": "resnet"})
+    # With --start: leave its weights alone, and learn low-rank adapters of this rank beside them (Hu et al. 2021,
+    # 2106.09685), such as 4; the file then holds those alone, and the weights it started with must be kept.
+    lora: int | None = None
     # What the network predicts: the noise, the picture, or a mixture; see `prediction`.
     prediction_type: PredictionType = "sample"
     # For edm, the pictures' root mean square, see `prediction`; on the command line by default measured.
@@ -125,6 +128,8 @@ class TrainConfig:
             raise ValueError("objective 'consistency' weighs its loss in its own way: leave min_snr_gamma out")
         if self.objective == "consistency" and ends_in_noise:
             raise ValueError(f"objective 'consistency' needs a little signal everywhere: leave {ends_in_noise} out")
+        if self.lora is not None and self.reconstructs:
+            raise ValueError(f"lora adapts a denoiser: leave it out with objective {self.objective!r}")
         if self.objective == "decoder" and self.compile == "yes":
             raise ValueError("objective 'decoder' follows gradients that compiled code drops: leave compile out")
         if self.network is not None and self.reconstructs != (self.network.get("name") == "autoencoder"):
@@ -170,7 +175,7 @@ def _check_kinds(options) -> None:
 
 
 _ENDLESS = {"clip_grad_norm", "min_snr_gamma"}  # no limit
-_POSITIVE = {*BUDGET, "sigma_data", "min_snr_gamma", "batch_size", "learning_rate", "clip_grad_norm"}
+_POSITIVE = {*BUDGET, "lora", "sigma_data", "min_snr_gamma", "batch_size", "learning_rate", "clip_grad_norm"}
 _POSITIVE |= {"num_train_timesteps", "log_every", "checkpoint_every"}
 
 
