@@ -4,6 +4,7 @@
     STANFORD_CARS_ROOT=… python benchmarks/ladder.py rows none-sample --seed 1
     python benchmarks/ladder.py rows --list
     STANFORD_CARS_ROOT=… OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/ladder.py recipe
+    STANFORD_CARS_ROOT=… python benchmarks/ladder.py stretch
     STANFORD_CARS_ROOT=… python benchmarks/ladder.py linear-bottleneck
 
 Each question has its own --help.
@@ -11,6 +12,7 @@ Each question has its own --help.
 
 import json
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,10 +21,10 @@ from typing import Annotated
 import torch
 import tyro
 from common import RESULTS, Results, chosen, command
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from diffusion_utils import networks, pipeline, pretrained
+from diffusion_utils import networks, pipeline, pretrained, sampling
 from diffusion_utils.data import root_mean_square, sets, stanford_cars
 from diffusion_utils.data.pictures import ASPECT, Pictures, load_folder
 from diffusion_utils.data.sets import NON_COMMERCIAL
@@ -30,7 +32,7 @@ from diffusion_utils.evaluation import Reference, covariance_eigenvalues, error_
 from diffusion_utils.files import write_atomically, write_json
 from diffusion_utils.networks.presets import CARS, CARS_1M
 from diffusion_utils.prediction import Denoiser
-from diffusion_utils.training import StepRecord, TrainConfig, load_checkpoint, train
+from diffusion_utils.training import StepRecord, TrainConfig, averages, load_checkpoint, train
 from diffusion_utils.training.checkpoints import only_run
 
 ERRORS = "held_out_error_of_x0_as_share_of_variance"
@@ -114,10 +116,23 @@ SAME_RUN = {"no-decay-raw": "no-decay"}
 TWICE = ["none-sample", "muon"]  # with two seeds: what the rest is compared with, and the closest call
 
 
-def trained(config: TrainConfig, images: torch.Tensor, title: str, folder: Path | None = None) -> StepRecord:
-    """The last record of a training, which goes on where the folder holds a part of it."""
+def trained(
+    config: TrainConfig,
+    images: torch.Tensor,
+    title: str,
+    folder: Path | None = None,
+    branch: Path | None = None,
+    keep: Callable[[StepRecord], None] = lambda record: None,
+) -> StepRecord:
+    """The last record of a training, which goes on where the folder holds a part of it.
+
+    Args:
+        branch: the folder of the run that it branches off from.
+        keep: called with every record.
+    """
     bar = tqdm(total=config.images, desc=title, unit=" images", file=sys.stdout, mininterval=10)
-    for record in train(config, images, folder, resume=folder is not None):
+    for record in train(config, images, folder, resume=folder is not None, branch=branch):
+        keep(record)
         bar.update(record.images - bar.n)
         bar.set_postfix_str(f"loss {record.loss:.4f}")
     bar.close()
@@ -323,6 +338,102 @@ class Recipe:
                 print(f"{row['candidate']}, seed {row['seed']}: {row['images_seen']:,} images, {row[ERRORS]}")
 
 
+# ---------------------------------------------------------------- the last stretch of a long training
+
+TRUNK, STRETCH = 51_200, 25_600  # pictures at a constant rate, which all share, and from there on
+SNAPSHOT_STEPS = 25  # from one snapshot of the average to the next
+LENGTHS = (0.99, 0.995, 0.998, 0.999)  # decays of the average, compared after the run
+LATE = {"learning_rate": 1e-3, "decay_fraction": 1.0}
+# What is switched on for the stretch; the learning rate falls to 0 over all of it.
+CHANGES = {
+    "constant rate": {"decay_fraction": 0.0},
+    "nothing": {},
+    "pictures moved by up to 1 pixel": {"shift": 1},
+    "log-normal noise levels": {"timestep_sampling": "lognormal"},
+    "logit-normal noise levels": {"timestep_sampling": "logitnormal"},
+    "batches of 256, twice the rate": {"batch_size": 256, "learning_rate": 2e-3},
+    "features, weight 0.02": {"feature_weight": 0.02},
+    "features, weight 0.1": {"feature_weight": 0.1},
+}
+
+
+def stretch_configuration(change: str | None, seed: int, sigma_data: float) -> TrainConfig:
+    """Of the trunk, where there is no change to be tried; else of a branch."""
+    settings = {"batch_size": BATCH, "warmup_steps": 100, "log_every": SNAPSHOT_STEPS, **ROWS["muon"]["settings"]}
+    settings |= {"images": TRUNK, "decay_fraction": 0.0, "ema_decay": LENGTHS[0], "seed": seed}
+    if change is not None:
+        settings |= {"images": STRETCH, "warmup_steps": 0, "seed": seed + 1000, **LATE, **CHANGES[change]}
+    return TrainConfig(**settings, sigma_data=sigma_data)
+
+
+def read_snapshots(folder: Path, first_step: int = 0) -> dict[int, dict[str, torch.Tensor]]:
+    """The averages that a run has kept, by their step, counted from `first_step` on."""
+    return {first_step + int(path.stem): load_file(path) for path in sorted((folder / "snapshots").glob("*"))}
+
+
+@dataclass
+class Stretch:
+    """What is worth switching on for the last stretch of a long training, on a small scale.
+
+    One training at a constant rate (`TRUNK` pictures, the network and the optimizer of row "muon"), from which
+    all branch off, each with one change, for equally many pictures (`STRETCH`).  The average of the weights is
+    short, and longer ones are put together after the run.  Measured on the validation pictures, as something is
+    chosen by it.  Writes benchmarks/results/stretch.json.
+    """
+
+    changes: tyro.conf.Positional[tuple[str, ...]] = ()  # Default: all.
+    seeds: tuple[int, ...] = (0, 1)
+    runs: Path = Path("runs/stretch")  # The folder of the trainings.
+    out: Path = RESULTS / "stretch.json"  # The JSON file of the results.
+
+    def __call__(self) -> None:
+        names, results = chosen("change", self.changes, CHANGES), Results(self.out)
+        cars = sets.load("stanford_cars", SIZE)
+        reference = Reference(cars.images, cars.part("validation"))
+        sigma_data = root_mean_square(cars.images)
+        for seed in self.seeds:
+            trunk = self.runs / f"trunk-seed{seed}"
+            for name in names:
+                lengths = LENGTHS if name in ("constant rate", "nothing") else LENGTHS[:1]
+                asked = [{"change": name, "seed": seed, "ema_decay": decay} for decay in lengths]
+                missing = [settings for settings in asked if not results.find(settings)]
+                if not missing:
+                    continue
+                self.train(None, seed, cars.images, sigma_data, trunk)
+                folder = self.runs / f"{name.replace(' ', '-')}-seed{seed}"
+                record = self.train(name, seed, cars.images, sigma_data, folder, trunk)
+                config = stretch_configuration(name, seed, sigma_data)
+                about = {"config": asdict(config), "data": cars.description} | facts(record, SIZE)
+                for settings in missing:
+                    scores = self.measure(record.denoiser, settings["ema_decay"], folder, trunk, reference)
+                    results.add({**settings, **about, **scores})
+                    print(settings, scores[ERRORS], scores["generated"], flush=True)
+
+    def train(self, change, seed, images, sigma_data, folder, trunk=None) -> StepRecord:
+        """The end of the trunk or of a branch; each leaves its snapshots."""
+
+        def keep(record: StepRecord) -> None:
+            if not record.step % SNAPSHOT_STEPS:
+                weights = {name: value.clone() for name, value in record.denoiser.net.state_dict().items()}
+                path = folder / "snapshots" / f"{record.step:06}.safetensors"
+                write_atomically(path, lambda temporary: save_file(weights, temporary))
+
+        config = stretch_configuration(change, seed, sigma_data)
+        return trained(config, images, f"{change or 'trunk'}, seed {seed}", folder, trunk, keep)
+
+    def measure(self, denoiser: Denoiser, decay: float, folder: Path, trunk: Path, reference: Reference) -> dict:
+        """Error and likeness with an average of that decay."""
+        before = read_snapshots(trunk)
+        snapshots = before | read_snapshots(folder, first_step=max(before))
+        if decay > LENGTHS[0]:
+            shares = averages.mixture([*snapshots], LENGTHS[0], decay)
+            denoiser.net.load_state_dict(averages.mix([*snapshots.values()], shares))
+        else:
+            denoiser.net.load_state_dict(snapshots[max(snapshots)])
+        drawn = sampling.sample(denoiser, range(len(reference.held_out)), (3, SIZE, SIZE), SAMPLER, STEPS)
+        return {ERRORS: errors(denoiser, reference.held_out, TIMESTEPS), **reference.evaluate(drawn, copies=False)}
+
+
 # ---------------------------------------------------------------- what can be known without training
 
 
@@ -344,7 +455,7 @@ class LinearBottleneck:
         print(f"{len(images)} pictures, variance {spectrum.sum() / len(spectrum):.4f} per number")
 
 
-COMMANDS = {"rows": Ladder, "recipe": Recipe, "linear-bottleneck": LinearBottleneck}
+COMMANDS = {"rows": Ladder, "recipe": Recipe, "stretch": Stretch, "linear-bottleneck": LinearBottleneck}
 
 
 main = command(COMMANDS, __doc__)

@@ -1,5 +1,6 @@
-// The page: its form makes a request, workers share the request's cars, and each step is painted as it comes.
-import { addNoise, alphaSigma, encode, noise, remark, toBytes } from "./draw.js";
+// The page: its form makes a request, the sampler walks, asking workers for the network's guesses, and each step is
+// painted as it comes.
+import { addNoise, alphaSigma, dpmSolver, encode, noise, remark, timesteps, toBytes } from "./draw.js";
 
 const $ = (id) => document.getElementById(id);
 const SIZE = 64; // of a picture; it is stored square and shown at 4:3
@@ -7,15 +8,17 @@ const NUMBERS = 3 * SIZE * SIZE;
 const CELL = { width: 85, height: 64, gap: 2 };
 const state = {
   provider: null, // of the runtime: "wasm" or "webgpu"
-  workers: [],
+  workers: [], // each with the `job` it is at
+  waiting: [], // jobs that no worker has yet: {question, resolve, reject}
   models: {}, // by name: a promise of what models/NAME.json says
-  drawing: 0, // counts the drawings; answers to an older one are ignored
+  drawing: 0, // counts the drawings; an older one stops at its next step
   current: null, // the drawing on the page: {request, frames: [{t, noisy, guess}], parts, started, done}
 };
 
 // ---- workers
 
 const ready = choose().then(start);
+globalThis.state = state; // for the console
 
 /** WebGPU where there is a device for it, else WebAssembly; ?backend=wasm has the last word. */
 async function choose() {
@@ -30,11 +33,35 @@ function start(provider) {
   state.provider = provider;
   // Each WebAssembly worker holds a network of its own: more than four are hardly faster, and phones are small.
   const count = provider === "webgpu" ? 1 : Math.min(4, navigator.hardwareConcurrency ?? 2);
+  state.waiting = [];
   state.workers = Array.from({ length: count }, () => {
     const worker = new Worker("worker.js", { type: "module", name: provider });
-    worker.onmessage = ({ data }) => receive(data);
-    worker.onerror = (event) => receive({ drawing: state.drawing, error: event.message || "its program could not be loaded" });
+    const answer = (error, x0) => {
+      const { job } = worker;
+      worker.job = null;
+      if (error) job?.reject(new Error(error));
+      else job.resolve(x0);
+      handOut();
+    };
+    worker.onmessage = ({ data }) => answer(data.error, data.x0);
+    worker.onerror = (event) => answer(event.message || "its program could not be loaded");
     return worker;
+  });
+}
+
+/** Give what waits to the workers that are free. */
+function handOut() {
+  for (const worker of state.workers.filter(({ job }) => !job).slice(0, state.waiting.length)) {
+    worker.job = state.waiting.shift();
+    worker.postMessage(worker.job.question);
+  }
+}
+
+/** The network's guess x̂₀, by the next worker that is free. */
+function predict(question) {
+  return new Promise((resolve, reject) => {
+    state.waiting.push({ question, resolve, reject });
+    handOut();
   });
 }
 
@@ -84,51 +111,62 @@ async function draw(from, scroll = true) {
   }
 }
 
-/** Share a drawing's cars among the workers. */
+/**
+ * Draw a request's cars, in parts: two for each worker, so that none waits long for another whose processor has more
+ * to do.
+ */
 function send(request) {
-  const share = Math.ceil(request.seeds.length / state.workers.length);
-  const parts = state.workers.map((worker, i) => {
-    const first = i * share;
-    return { worker, first, seeds: request.seeds.slice(first, first + share), step: 0 };
-  });
-  const current = { request, frames: [], parts: parts.filter(({ seeds }) => seeds.length), started: performance.now() };
+  const { seeds } = request;
+  const share = state.provider === "webgpu" ? seeds.length : Math.ceil(seeds.length / state.workers.length / 2);
+  const parts = Array.from({ length: Math.ceil(seeds.length / share) }, (_, i) => ({ first: i * share, step: 0 }));
+  const current = { request, frames: [], parts, started: performance.now() };
   state.current = current;
+  state.waiting = []; // what an older drawing still wanted
   setBusy(true);
   if (request.scroll) $("cars").scrollIntoView({ block: "nearest" }); // on a phone it may be out of sight
-  for (const { worker, first, seeds } of current.parts) {
-    const last = first + seeds.length;
-    const { name, about, scale, steps, cond, from } = request;
-    worker.postMessage({
-      drawing: state.drawing, name, about, first, scale, steps, seeds, cond: cond.slice(first, last),
-      from: from && { t: from.t, x: from.x.slice(first * NUMBERS, last * NUMBERS) },
-    });
+  const { drawing } = state;
+  for (const part of parts) walk(current, part, share).catch((error) => drawing === state.drawing && stumble(error));
+}
+
+/** Walk from noise, or from a noisy picture at a timestep on the way, to one part of the cars. */
+async function walk(current, part, share) {
+  const { name, about, scale, steps, cond, from, seeds } = current.request;
+  const { drawing } = state;
+  const which = [part.first, part.first + share];
+  const question = { name, about, scale, cond: cond.slice(...which) };
+  let visited = timesteps(about.alphas_cumprod.length, steps);
+  if (from) visited = [from.t, ...visited.filter((t) => t < from.t)];
+  const start = from ? from.x.slice(...which.map((i) => i * NUMBERS)) : noise(seeds.slice(...which), NUMBERS);
+  const guess = (x, t) => predict({ ...question, x, t });
+  for await (const { t, x, x0 } of dpmSolver(guess, about.alphas_cumprod, start, visited)) {
+    if (drawing !== state.drawing) return;
+    keep(current, part, visited.length, t, toBytes(x), toBytes(x0));
   }
 }
 
-/** A worker has done a step for its share of the cars, or failed. */
-function receive({ drawing, error, first, step, steps, t, noisy, guess }) {
-  const { current } = state;
-  if (drawing !== state.drawing) return;
-  if (error && state.provider === "webgpu") {
-    console.warn(`WebGPU did not work, so WebAssembly draws: ${error}`);
-    start("wasm");
-    if (current && !current.done) send(current.request);
-    return;
-  }
-  if (error) return fail(error);
+/** Keep and paint a step of one part of the cars. */
+function keep(current, part, steps, t, noisy, guess) {
   const count = current.request.seeds.length;
-  const frame = (current.frames[step] ??= {
+  const frame = (current.frames[part.step] ??= {
     t, noisy: new Uint8ClampedArray(count * NUMBERS), guess: new Uint8ClampedArray(count * NUMBERS),
   });
-  frame.noisy.set(noisy, first * NUMBERS);
-  frame.guess.set(guess, first * NUMBERS);
-  const part = current.parts.find((each) => each.first === first);
-  part.step = step;
-  paint(frame, first, first + part.seeds.length);
-  const done = Math.min(...current.parts.map((each) => each.step));
+  frame.noisy.set(noisy, part.first * NUMBERS);
+  frame.guess.set(guess, part.first * NUMBERS);
+  paint(frame, part.first, part.first + noisy.length / NUMBERS);
+  part.step++;
+  const done = Math.min(...current.parts.map(({ step }) => step)) - 1; // the guess at the start is step 0
+  if (done < 0) return;
   $("progress").value = done / steps;
   if (done < steps) return setStatus(`Step ${done} of ${steps}, t = ${current.frames[done].t}`);
   finish(count, steps);
+}
+
+/** A worker failed: the processor takes over from the graphics card, or the page says so. */
+function stumble(error) {
+  if (state.provider !== "webgpu") return fail(error.message);
+  console.warn(`WebGPU did not work, so WebAssembly draws: ${error.message}`);
+  start("wasm");
+  send(state.current.request);
 }
 
 function finish(count, steps) {
@@ -136,7 +174,8 @@ function finish(count, steps) {
   const { seeds, condition, from } = current.request;
   const seconds = ((performance.now() - current.started) / 1000).toFixed(1);
   const cars = count === 1 ? "One car" : `${count} cars`;
-  const threads = current.parts.length === 1 ? "one thread" : `${current.parts.length} threads`;
+  const busy = Math.min(current.parts.length, state.workers.length);
+  const threads = busy === 1 ? "one thread" : `${busy} threads`;
   setStatus(`${cars} in ${seconds} s: ${steps} steps, ${provider === "webgpu" ? "WebGPU" : `WebAssembly on ${threads}`}, ` +
     `seeds from ${seeds[0]}. Nothing is picked.`, true);
   $("grid").setAttribute("aria-label", `${cars}, drawn from ${from ? `pictures with the noise of t = ${from.t}` : "noise"}: ${condition}`);
@@ -229,7 +268,7 @@ function setStatus(text, announce = false) {
 }
 
 function fail(message) {
-  state.drawing++; // what other workers still answer does not count
+  state.drawing++; // the other parts stop
   setStatus(`This did not work: ${message}`, true);
   setBusy(false);
 }

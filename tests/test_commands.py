@@ -418,6 +418,10 @@ def test_options_reach_the_configuration(few_toys):
 
 
 IGNORED = {  # options that would change nothing, and those that they belong to
+    "feature_weight": (
+        "--feature-weight 1 --objective autoencoder",
+        "feature_weight compares the picture that the network answers with",
+    ),
     "kl_weight": ("--kl-weight 0.1", "--kl-weight says something only with --objective autoencoder: leave it out"),
     "sigma_data": ("--sigma-data 0.3", "--sigma-data says something only with --prediction-type edm: leave it out"),
     "cond_dropout": ("--cond-dropout 0.2", "--cond-dropout says something only with --condition body_type or cl"),

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from filelock import FileLock
+from safetensors.torch import load_file
 
 from diffusion_utils import networks
-from diffusion_utils.data import toy_cars
+from diffusion_utils.data import sets, toy_cars
 from diffusion_utils.data.stanford_cars import CarPictures
 from diffusion_utils.evaluation import features, reference
 from diffusion_utils.training import TrainConfig
@@ -147,3 +148,38 @@ def test_a_row_that_another_process_holds_is_skipped(small):
 def test_unknown_rows_are_named(small):
     with pytest.raises(ValueError, match="no row named 'nonsense'"):
         small[0]("nonsense")
+
+
+# ---------------------------------------------------------------- the last stretch
+
+
+@pytest.mark.parametrize("change", ladder.CHANGES)
+def test_a_branch_differs_from_the_plain_one_in_what_its_name_says(change):
+    trunk = ladder.stretch_configuration(None, 1, 0.5)
+    plain, config = (asdict(ladder.stretch_configuration(name, 1, 0.5)) for name in ("nothing", change))
+    assert {key: config[key] for key in plain if config[key] != plain[key]} == {**ladder.CHANGES[change]}
+    assert config["seed"] != trunk.seed and config["images"] == ladder.STRETCH and not config["warmup_steps"]
+    assert all(config[name] == getattr(trunk, name) for name in ("network", "optimizer", "ema_decay"))
+
+
+def test_branches_are_trained_measured_and_then_left_alone(small, monkeypatch, capsys):
+    _, folder = small
+    values = dict(TRUNK=1600, STRETCH=800, SNAPSHOT_STEPS=20, BATCH=8, LENGTHS=(0.9, 0.95))
+    for name, value in values.items():
+        monkeypatch.setattr(ladder, name, value)
+    pictures = sets.PictureSet("toy_cars", *(toy_cars.load(n, 32, seed=n).images for n in (24, 16)), "toys")
+    monkeypatch.setattr(ladder.sets, "load", lambda *of_what: pictures)
+    command = ["stretch", "nothing", "batches of 256, twice the rate", "--seeds", "0"]
+    command += ["--runs", str(folder / "runs"), "--out", str(folder / "stretch.json")]
+    ladder.main(command)
+    plain, longer, batches = json.loads((folder / "stretch.json").read_text())
+    assert [row["ema_decay"] for row in (plain, longer, batches)] == [0.9, 0.95, 0.9]
+    assert plain["images_seen"] == 800 and plain[ladder.ERRORS] != longer[ladder.ERRORS] != batches[ladder.ERRORS]
+    trunk = load_file(folder / "runs" / "trunk-seed0" / "snapshots" / "000200.safetensors")
+    first = load_file(folder / "runs" / "nothing-seed0" / "snapshots" / "000020.safetensors")
+    new = networks.build(**ladder.ROWS["muon"]["settings"]["network"]).state_dict()
+    distance = [sum((first[name] - there[name]).square().sum() for name in first) for there in (trunk, new)]
+    assert distance[0] < 0.1 * distance[1]  # it goes on from the trunk
+    capsys.readouterr()
+    ladder.main(command)
+    assert capsys.readouterr().out == ""

@@ -59,22 +59,12 @@ def browser():
         yield started
 
 
-# What workers answer, kept for the test: the page itself paints it scaled.
-RECORD = """
-window.answers = [];
-window.Worker = class extends Worker {
-  constructor(...all) { super(...all); this.addEventListener("message", ({data}) => answers.push(data)); }
-};
-"""
-
-
 @pytest.fixture(scope="module")
 def opened(browser, address):
     """The page, loaded once for all tests (each load draws sixteen cars), and the errors in it so far."""
     page, errors = browser.new_context(viewport={"width": 1200, "height": 900}).new_page(), []
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-    page.add_init_script(RECORD)
     page.started = time.perf_counter()
     page.goto(address + "?backend=wasm")
     wait_until_drawn(page)
@@ -115,17 +105,15 @@ def wait_until_drawn(page):
 
 def drawn(page, step=-1):
     """The pictures of the latest drawing, uint8 (N, 3, 64, 64), and their guesses, after a step."""
-    parts = page.evaluate(
+    kinds = page.evaluate(
         """step => {
-            const latest = Math.max(...answers.map(a => a.drawing)), mine = answers.filter(a => a.drawing === latest);
-            const last = step < 0 ? Math.max(...mine.map(a => a.step)) : step;
+            const frame = state.current.frames.at(step);
             const text = bytes => btoa(Array.from(bytes, b => String.fromCharCode(b)).join(""));
-            return mine.filter(a => a.step === last).sort((a, b) => a.first - b.first)
-                .map(a => [text(a.noisy), text(a.guess)]);
+            return [text(frame.noisy), text(frame.guess)];
         }""",
         step,
     )
-    noisy, guess = (b"".join(map(base64.b64decode, kind)) for kind in zip(*parts))
+    noisy, guess = map(base64.b64decode, kinds)
     return tuple(torch.frombuffer(bytearray(raw), dtype=torch.uint8).reshape(-1, 3, 64, 64) for raw in (noisy, guess))
 
 
@@ -361,9 +349,9 @@ def test_only_the_last_of_several_requests_is_drawn(page):
     page.wait_for_function("/seeds from 13/.test(document.getElementById('status').textContent)", timeout=60_000)
     expected = pipeline.load(CARS)([13])
     assert furthest(drawn(page)[0], expected) <= 2
-    whole = page.evaluate("() => new Set(answers.filter(a => a.t === -1).map(a => a.drawing)).size")
-    page.wait_for_timeout(500)  # an older drawing that went on would answer now
-    assert page.evaluate("() => new Set(answers.filter(a => a.t === -1).map(a => a.drawing)).size") == whole
+    page.wait_for_timeout(500)  # an older drawing that went on would ask for more now
+    assert page.evaluate("state.current.request.seeds") == [13] and page.evaluate("state.current.done")
+    assert page.evaluate("state.waiting.length + state.workers.filter(({ job }) => job).length") == 0
 
 
 def test_a_seed_out_of_range_is_refused(page):

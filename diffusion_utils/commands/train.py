@@ -27,6 +27,7 @@ from diffusion_utils.networks.super_resolution import low_resolution_cond, shrin
 from diffusion_utils.pipeline import UNCONDITIONAL, Drawing, Pipeline
 from diffusion_utils.plotting import save_grid
 from diffusion_utils.training import Run, StepRecord, TrainConfig
+from diffusion_utils.training.arithmetic import precision_on
 from diffusion_utils.training.checkpoints import CHECKPOINT, load_checkpoint
 from diffusion_utils.training.config import BUDGET, FREE_ON_RESUME, KEPT_BY_BRANCH
 from diffusion_utils.training.loop import STARTED, check_share
@@ -293,6 +294,7 @@ def prepare(run: Run) -> Job:
         "data": description,
         "licence": pictures.licence,
         **pretrained.machine(),
+        "mixed_precision": precision_on(Accelerator().device, config.mixed_precision),  # what "auto" meant there
         "seed": config.seed,
         "config": asdict(config),
     }

@@ -51,6 +51,9 @@ class TrainConfig:
     min_snr_gamma: float | None = None
     # With min_snr_gamma, the least weight of an error of x̂₀; see `prediction.min_snr_weight`.
     snr_floor: float = 0.0
+    # How much it counts, beside the error of x̂₀, that EfficientNet-Lite1 sees in x̂₀ what it sees in the picture, where
+    # no more than half of x_t is noise (α ≥ σ); with prediction type sample, on pixels.  See `perceptual.Perceptual`.
+    feature_weight: float = 0.0
     # "denoising" learns x̂₀ from noisy pictures; "consistency" tunes a trained denoiser to draw in one or two
     # steps; "autoencoder" trains an autoencoder, to which timesteps and the like mean nothing; "decoder" trains
     # the decoder of a trained one on, and leaves its latents as they are; see `perceptual`.
@@ -107,7 +110,7 @@ class TrainConfig:
                 raise ValueError(f"{name} must lie in [0, 1], not {getattr(self, name)}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must lie in [0, 1), not {self.ema_decay}")
-        for name in ("kl_weight", "perceptual_weight", "adversarial_weight"):
+        for name in ("kl_weight", "perceptual_weight", "adversarial_weight", "feature_weight"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
         if self.snr_floor and self.min_snr_gamma is None:
@@ -130,6 +133,11 @@ class TrainConfig:
             raise ValueError(f"objective 'consistency' needs a little signal everywhere: leave {ends_in_noise} out")
         if self.lora is not None and self.reconstructs:
             raise ValueError(f"lora adapts a denoiser: leave it out with objective {self.objective!r}")
+        if self.feature_weight and (self.objective, self.prediction_type) != ("denoising", "sample"):
+            raise ValueError(
+                "feature_weight compares the picture that the network answers with: it goes with objective 'denoising' "
+                "and prediction type 'sample' only"
+            )
         if self.objective == "decoder" and self.compile == "yes":
             raise ValueError("objective 'decoder' follows gradients that compiled code drops: leave compile out")
         if self.network is not None and self.reconstructs != (self.network.get("name") == "autoencoder"):
@@ -223,6 +231,8 @@ class Run:
             raise ValueError(
                 "an autoencoder takes no condition and no other one: leave --condition and --autoencoder out"
             )
+        if self.autoencoder and self.config.feature_weight:
+            raise ValueError("feature_weight compares pictures, not latents: leave it or --autoencoder out")
         if self.autoencoder and self.condition == "low_resolution":
             raise ValueError("super-resolution works on pixels here: leave --autoencoder out")
 

@@ -37,7 +37,7 @@ from diffusion_utils.training.checkpoints import CHECKPOINT, LOG, Log, TrainStat
 from diffusion_utils.training.config import KEPT_BY_BRANCH, TrainConfig
 from diffusion_utils.training.consistency import STAGES, consistency_loss
 from diffusion_utils.training.optimizers import MovingAverage, ema_update, make_optimizer
-from diffusion_utils.training.perceptual import DecoderLoss
+from diffusion_utils.training.perceptual import DecoderLoss, Perceptual
 
 STARTED = ("consistency", "decoder")  # objectives that go on from trained weights
 IMAGES = "images must be a uint8 tensor (N, 3, H, W), 0 … 255, or latents of variance 1, float32 (N, C, H, W)"
@@ -231,6 +231,7 @@ def make_objective(
     config: TrainConfig, denoiser: Denoiser, decoder_loss: DecoderLoss | None = None
 ) -> Callable[[Batch, float], Tensor]:
     """What a step lowers: a function of its batch and of the share of the budget used, in [0, 1], to a scalar."""
+    perceptual = Perceptual() if config.feature_weight else None
 
     def denoising(batch: Batch, progress: float) -> Tensor:
         weight = None
@@ -239,7 +240,15 @@ def make_objective(
             weight = min_snr_weight(
                 config.prediction_type, snr, config.min_snr_gamma, config.sigma_data, config.snr_floor
             )
-        return denoiser.loss(*batch, weight)
+        return features(batch, weight) if perceptual else denoiser.loss(*batch, weight)
+
+    def features(batch: Batch, weight: Tensor | None) -> Tensor:
+        x0, noise, t, cond = batch
+        alpha, sigma = denoiser.schedule.alpha_sigma(t, like=x0)
+        x0_hat = denoiser.predict(alpha * x0 + sigma * noise, t, alpha, sigma, cond)
+        error = (x0_hat - x0).square().mean(dim=(1, 2, 3))  # what a network that predicts x₀ learns
+        seen = perceptual.to(x0.device)(x0_hat, x0) * (alpha >= sigma).flatten()
+        return ((error if weight is None else error * weight) + config.feature_weight * seen).mean()
 
     def consistency(batch: Batch, progress: float) -> Tensor:
         return consistency_loss(denoiser, batch.x0, batch.noise, batch.t, int(progress * STAGES), batch.cond)

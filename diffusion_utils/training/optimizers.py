@@ -113,18 +113,19 @@ class MovingAverage(AveragedModel):
         self.n_averaged += 1
 
 
-def ema_update(decay: float) -> Callable:
-    """Exponential moving average of weights, for `MovingAverage(net, multi_avg_fn=…)`.
+def average_decay(decay: float, updates: int) -> float:
+    """d of the moving average after so many updates, min(decay, (1+n)/(10+n)).  The small d at first forgets the random
+    initial weights at once, which a plain average drags along for thousands of steps."""
+    return min(decay, (1 + updates) / (10 + updates))
 
-    ema ← d·ema + (1-d)·weights with d = min(decay, (1+n)/(10+n)) after n updates.  The small d at
-    first forgets the random initial weights at once, which a plain average drags along for
-    thousands of steps.
-    """
+
+def ema_update(decay: float) -> Callable:
+    """Exponential moving average of weights, for `MovingAverage(net, multi_avg_fn=…)`: ema ← d·ema + (1-d)·weights
+    with `average_decay`."""
 
     @torch.no_grad()
     def update(averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor) -> None:
-        n = int(num_averaged)
-        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + n) / (10 + n)))
+        torch._foreach_lerp_(averaged, current, 1 - average_decay(decay, int(num_averaged)))
 
     return update
 

