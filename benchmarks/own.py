@@ -33,7 +33,7 @@ from diffusion_utils.training import TrainConfig, train
 
 TIMES = (99, 299, 499, 699, 899)
 UNSEEN = 100_000  # from this number on letters are for measuring
-EACH = 10  # letters of each class that are drawn, and read
+EACH = 5  # letters of each class that are drawn, and read
 NETWORKS = {"small": LETTERS, "large": TOY_TEXT}
 BASE, MAKE = "stanford-cars-1m", "Jeep"
 # By way of learning: does it begin with trained weights, the rank of its adapters, the learning rate.
@@ -151,7 +151,7 @@ class Tuning:
     benchmarks/results/own-tuning.json, and pictures of what is drawn.
     """
 
-    minutes: float = 2.0  # Of one core, for each network.
+    minutes: float = 1.25  # Of one core, for each network.
     count: int = 300  # Letters to learn from.
     cars: bool = True  # One make of Stanford Cars, too.
     results: Path = RESULTS  # The folder of the results.

@@ -96,8 +96,7 @@ def load(name: str | Path, device: torch.device | str = "cpu", contents: dict | 
     path, contents = _find(name), card(name) if contents is None else contents
     try:
         network = networks.build(**contents["network"])
-        schedule = make_schedule(contents["schedule"], contents["num_train_timesteps"], contents["zero_terminal_snr"])
-        denoiser = Denoiser(network, schedule, contents["prediction_type"], contents.get("sigma_data", 0.5))
+        result = denoiser(network, contents)
         _check_conditions(contents, network)
     except ValueError as error:
         raise ValueError(f"{path.with_suffix('.json')} does not describe weights: {error}") from None
@@ -133,7 +132,13 @@ def load(name: str | Path, device: torch.device | str = "cpu", contents: dict | 
             f"{path.with_suffix('.json')}: size {contents.get('size', 64)} does not fit the network, whose stride is "
             f"{network.stride}: use the weights' own card"
         )
-    return replace(denoiser, autoencoder=autoencoder)
+    return replace(result, autoencoder=autoencoder)
+
+
+def denoiser(network: torch.nn.Module, contents: dict) -> Denoiser:
+    """The denoiser that a card describes, around its network."""
+    schedule = make_schedule(contents["schedule"], contents["num_train_timesteps"], contents["zero_terminal_snr"])
+    return Denoiser(network, schedule, contents["prediction_type"], contents.get("sigma_data", 0.5))
 
 
 def autoencoder_of(name: str | Path, contents: dict | None = None) -> str | None:
