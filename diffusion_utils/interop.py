@@ -55,8 +55,8 @@ class DiffusersModel(nn.Module):
 
 
 def scheduler_config(schedule: Schedule) -> dict:
-    """Arguments for diffusers' DDIMScheduler, DPMSolverMultistepScheduler and the like, which then visit the timesteps
-    that our samplers visit.  (Their DDIM rounds its stride: give it numbers of steps that divide `num_train_timesteps`.)
+    """Arguments for diffusers' DDIMScheduler, DPMSolverMultistepScheduler and the like, which then visit the
+    timesteps that our samplers visit.  (Their DDIM rounds its stride: give it a number of steps that divides T.)
     """
     return {
         "num_train_timesteps": schedule.num_train_timesteps,
