@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from common import RESULTS, Results, command
+from common import RESULTS, Results, chosen, command
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -92,8 +92,8 @@ class Counts:
     """How many pictures does it take?  Two networks on 100, 1,000 and 10,000 letters, by class, for equal minutes.
 
     Measured are the errors on pictures that were learnt from and on others, how many drawn letters can be read, and
-    how many are copies.  Writes benchmarks/results/own-counts.json, and a picture of letters beside the training
-    pictures that are nearest to them.
+    how many are copies.  Writes benchmarks/results/own-counts.json, and a picture of letters that the small network
+    draws beside the training pictures that are nearest to them.
     """
 
     counts: tuple[int, ...] = (100, 1000, 10_000)
@@ -108,7 +108,6 @@ class Counts:
         unseen, labels = letters.load(260, self.size, start=UNSEEN)
         for count in self.counts:
             known = letters.load(count, self.size)
-            floor = {"real_readable": readable(unseen, labels), "real_copies": copy_rate(unseen, known.images)[0]}
             for name, network in NETWORKS.items():
                 settings = {"network": name, "count": count, "minutes": self.minutes, "size": self.size}
                 path = self.runs / f"letters-{count}-{name}.safetensors"
@@ -122,12 +121,14 @@ class Counts:
                         "error_unseen": errors(denoiser, unseen, one_hot(labels)),
                         "readable": readable(pictures, asked),
                         "copies": copy_rate(pictures, known.images)[0],
-                        **floor,
+                        "real_readable": readable(unseen, labels),
+                        "real_copies": copy_rate(unseen, known.images)[0],
                     }
                     facts = {"parameters": count_parameters(denoiser.net), "images_seen": seen}
                     scores = {name: round(score, 4) for name, score in scores.items()}
                     results.add({**settings, **facts, **scores, **pretrained.machine()})
                 print(results.find(settings), flush=True)
+            path = self.runs / f"letters-{count}-small.safetensors"
             drawn = some_letters(pretrained.load(path), self.size)
             rows |= {f"learnt from {count:,}": drawn}
             rows |= {f"nearest of {count:,}": known.images[nearest(drawn, known.images, 2)[1][:, 0]]}
@@ -144,16 +145,17 @@ def some_letters(denoiser: Denoiser, size: int) -> Tensor:
 
 @dataclass
 class Tuning:
-    """What does it help to begin with trained weights?  300 letters, and one make of Stanford Cars where that is at
-    hand, learnt from nothing, with all weights of stanford-cars-1m, and by low-rank adapters, for equal minutes.
+    """What does it help to begin with trained weights?  300 letters, and one make of Stanford Cars, from nothing,
+    with all weights of stanford-cars-1m, and by low-rank adapters, for equal minutes.
 
     Measured are the errors on pictures not learnt from and, on other cars, what has been forgotten.  Writes
     benchmarks/results/own-tuning.json, and pictures of what is drawn.
     """
 
-    minutes: float = 1.25  # Of one core, for each network.
+    minutes: float = 0.6  # Of one core, for each network.
     count: int = 300  # Letters to learn from.
-    cars: bool = True  # One make of Stanford Cars, too.
+    data: tuple[str, ...] = ("letters", "cars")  # Which of the two.
+    ways: tuple[str, ...] = tuple(WAYS)  # How it is learnt.
     results: Path = RESULTS  # The folder of the results.
     pictures: Path = Path("images")  # The folder of the pictures, fine_tuning_letters.png and fine_tuning_cars.png.
     runs: Path = Path("runs/own")  # The folder of the weights.
@@ -162,22 +164,18 @@ class Tuning:
         results = Results(self.results / "own-tuning.json")
         known, unseen = letters.load(self.count, 64), letters.load(260, 64, start=UNSEEN)
         given = {"letters": (known.images, one_hot(known.labels), unseen.images, one_hot(unseen.labels))}
-        others = None
-        if self.cars:
-            photos = stanford_cars.load(size=64)
-            others = photos.part(held_out=True).half(test=True).images[:128]
-            given["cars"] = of_make(photos)
-        for name, (images, cond, *unseen) in given.items():
-            drawn = {}
-            for way in WAYS:
+        photos = stanford_cars.load(size=64)
+        others = photos.part(held_out=True).half(test=True).images[:128]
+        given["cars"] = of_make(photos)
+        for name in chosen("pictures", self.data, given):
+            (images, cond, *unseen), drawn = given[name], {}
+            for way in chosen("way", self.ways, WAYS):
                 settings = {"data": name, "way": way, "minutes": self.minutes, "count": len(images)}
                 path = self.runs / f"{name}-{way.replace(' ', '-')}.safetensors"
                 if not (path.exists() and results.find(settings)):
                     row = self._learn(way, images, cond, path)
                     denoiser = pretrained.load(path)
-                    row |= {"error_unseen": errors(denoiser, *unseen)}
-                    row |= {} if others is None else {"error_cars": errors(denoiser, others)}
-                    row |= {"readable": readable(*alphabet(denoiser, 64))} if name == "letters" else {}
+                    row |= {"error_unseen": errors(denoiser, *unseen), "error_cars": errors(denoiser, others)}
                     results.add({**settings, **row, **pretrained.machine()})
                 print(results.find(settings), flush=True)
                 drawn[way] = draw(name, path)
