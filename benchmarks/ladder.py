@@ -342,7 +342,8 @@ class Recipe:
 
 TRUNK, STRETCH = 51_200, 25_600  # pictures at a constant rate, which all share, and from there on
 SNAPSHOT_STEPS = 25  # from one snapshot of the average to the next
-LENGTHS = (0.99, 0.995, 0.998, 0.999)  # decays of the average, compared after the run
+SHORT = 0.99  # decay of the average that is kept, of some 100 steps
+GAMMAS = (9, 5, 3, 1)  # of longer averages, see `averages.power`: of an 11th, a 7th, a 5th, a third of the run
 LATE = {"learning_rate": 1e-3, "decay_fraction": 1.0}
 # What is switched on for the stretch; the learning rate falls to 0 over all of it.
 CHANGES = {
@@ -360,7 +361,7 @@ CHANGES = {
 def stretch_configuration(change: str | None, seed: int, sigma_data: float) -> TrainConfig:
     """Of the trunk, where there is no change to be tried; else of a branch."""
     settings = {"batch_size": BATCH, "warmup_steps": 100, "log_every": SNAPSHOT_STEPS, **ROWS["muon"]["settings"]}
-    settings |= {"images": TRUNK, "decay_fraction": 0.0, "ema_decay": LENGTHS[0], "seed": seed}
+    settings |= {"images": TRUNK, "decay_fraction": 0.0, "ema_decay": SHORT, "seed": seed}
     if change is not None:
         settings |= {"images": STRETCH, "warmup_steps": 0, "seed": seed + 1000, **LATE, **CHANGES[change]}
     return TrainConfig(**settings, sigma_data=sigma_data)
@@ -394,8 +395,8 @@ class Stretch:
         for seed in self.seeds:
             trunk = self.runs / f"trunk-seed{seed}"
             for name in names:
-                lengths = LENGTHS if name in ("constant rate", "nothing") else LENGTHS[:1]
-                asked = [{"change": name, "seed": seed, "ema_decay": decay} for decay in lengths]
+                gammas = (None, *GAMMAS) if name in ("constant rate", "nothing") else (None,)
+                asked = [{"change": name, "seed": seed, "gamma": gamma} for gamma in gammas]
                 missing = [settings for settings in asked if not results.find(settings)]
                 if not missing:
                     continue
@@ -405,7 +406,7 @@ class Stretch:
                 config = stretch_configuration(name, seed, sigma_data)
                 about = {"config": asdict(config), "data": cars.description} | facts(record, SIZE)
                 for settings in missing:
-                    scores = self.measure(record.denoiser, settings["ema_decay"], folder, trunk, reference)
+                    scores = self.measure(record.denoiser, settings["gamma"], folder, trunk, reference)
                     results.add({**settings, **about, **scores})
                     print(settings, scores[ERRORS], scores["generated"], flush=True)
 
@@ -421,15 +422,15 @@ class Stretch:
         config = stretch_configuration(change, seed, sigma_data)
         return trained(config, images, f"{change or 'trunk'}, seed {seed}", folder, trunk, keep)
 
-    def measure(self, denoiser: Denoiser, decay: float, folder: Path, trunk: Path, reference: Reference) -> dict:
-        """Error and likeness with an average of that decay."""
+    def measure(self, denoiser: Denoiser, gamma: float | None, folder: Path, trunk: Path, reference: Reference) -> dict:
+        """Error and likeness with a long average, or, without gamma, with the one that was kept."""
         before = read_snapshots(trunk)
         snapshots = before | read_snapshots(folder, first_step=max(before))
-        if decay > LENGTHS[0]:
-            shares = averages.mixture([*snapshots], LENGTHS[0], decay)
-            denoiser.net.load_state_dict(averages.mix([*snapshots.values()], shares))
-        else:
-            denoiser.net.load_state_dict(snapshots[max(snapshots)])
+        steps, shares = max(snapshots), torch.tensor([0.0] * (len(snapshots) - 1) + [1])
+        if gamma is not None:
+            profiles = [averages.exponential(step, SHORT, steps) for step in snapshots]
+            shares = averages.mixture(profiles, averages.power(steps, gamma))
+        denoiser.net.load_state_dict(averages.mix([*snapshots.values()], shares))
         drawn = sampling.sample(denoiser, range(len(reference.held_out)), (3, SIZE, SIZE), SAMPLER, STEPS)
         return {ERRORS: errors(denoiser, reference.held_out, TIMESTEPS), **reference.evaluate(drawn, copies=False)}
 

@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from statistics import mean
 
 import tyro
 from safetensors.torch import load_file
@@ -24,6 +25,8 @@ PAGES = ("README.md", "RESULTS.md")
 RANK = 2048  # of the linear bottleneck: numbers that pass it
 HEADLINE = "stanford-cars-1m"
 SECOND_STAGE = 2_135_168  # pictures that it had seen when ways of drawing were compared on all held-out photographs
+ERRORS = "held_out_error_of_x0_as_share_of_variance"
+KIDS = {"kid": "KID × 1000, last layer:", "kid_lite2": "larger network's:", "kid_early": "early layer:"}
 KINDS = {"epsilon": "ε", "v_prediction": "v", "edm": "EDM's F", "flow_prediction": "the velocity u"}
 KINDS |= {"sample": "the picture x₀"}
 SKIPS = dict(none="none", indices="where the maxima were (SegNet's indices)", add="features, added")
@@ -141,7 +144,7 @@ def rungs(row: str) -> str:
 
 def errors_at(measured: dict, times: Iterable[int]) -> list[str]:
     """The error of x̂₀ at some timesteps, as a share of the pictures' variance."""
-    return [f"{measured['held_out_error_of_x0_as_share_of_variance'][f't={t}']:.3f}" for t in times]
+    return [f"{measured[ERRORS][f't={t}']:.3f}" for t in times]
 
 
 def linear(ratio: float, kind: str) -> str:
@@ -217,7 +220,7 @@ def search():
     for name in dict.fromkeys(each["candidate"] for each in found):
         same = [each for each in found if each["candidate"] == name]
         seen = sum(each["images_seen"] for each in same) // len(same)
-        measured = [each["held_out_error_of_x0_as_share_of_variance"] for each in same]
+        measured = [each[ERRORS] for each in same]
         means = (sum(each[f"t={t}"] for each in measured) / len(same) for t in times)
         cost = len(same), f"{same[0]['macs'] / 1e6:.0f}", f"{seen:,}"
         yield name, about(same[0]), *map(str, cost), *(f"{mean:.4f}" for mean in means)
@@ -255,7 +258,7 @@ def errors():
     times = (99, 299, 499, 699, 899)
     yield "weights", *(f"t = {t}:" for t in times)
     for name, card in shipped().items():
-        if found := card.get("held_out_error_of_x0_as_share_of_variance"):
+        if found := card.get(ERRORS):
             yield f"`{name}`", *(f"{found[f't={t}']:.3f}" for t in times)
 
 
@@ -278,14 +281,13 @@ def ways():
 
 def by_every_ruler(part: str):
     """Ways of drawing on one part of the held-out photographs; of several groups also how far one is from another."""
-    names = {"kid": "KID × 1000, last layer:", "kid_lite2": "larger network's:", "kid_early": "early layer:"}
     others = ("precision", "recall", "contrast", "colour_spread")
-    yield "pictures seen:", "way of drawing", *names.values(), *(f"{name.replace('_', ' ')}:" for name in others)
+    yield "pictures seen:", "way of drawing", *KIDS.values(), *(f"{name.replace('_', ' ')}:" for name in others)
 
     def cells(scores: dict, deviation: dict | None = None) -> list[str]:
-        kids = [thousand({"kid": scores[name]}, 1) for name in names]
+        kids = [thousand({"kid": scores[name]}, 1) for name in KIDS]
         if deviation:
-            kids = [f"{kid} ± {1000 * deviation[name]:.1f}" for kid, name in zip(kids, names)]
+            kids = [f"{kid} ± {1000 * deviation[name]:.1f}" for kid, name in zip(kids, KIDS)]
         return kids + [f"{scores[name]:.3f}" for name in others]
 
     rows = [row for row in read(f"guidance-{HEADLINE}") if row.get("part") == part]
@@ -305,6 +307,22 @@ def rulers():
 def reported():
     """Where they are reported."""
     yield from by_every_ruler("test")
+
+
+@table
+def stretch():
+    """What the last stretch of a training could switch on, and how long the weights' average should be: means over
+    seeds."""
+    times = ("t=49", "t=99", "t=299", "t=499", "t=899")
+    yield "change", "average", "seeds:", *KIDS.values(), "recall:", *(f"{name.replace('=', ' = ')}:" for name in times)
+    rows = read("stretch")
+    for change, gamma in dict.fromkeys((row["change"], row["gamma"]) for row in rows):
+        same = [row for row in rows if (row["change"], row["gamma"]) == (change, gamma)]
+        average = "as kept" if gamma is None else f"1/{gamma + 2} of the run"
+        kids = [f"{1000 * mean(row['generated'][kid] for row in same):.0f}" for kid in KIDS]
+        recall = f"{mean(row['generated']['recall'] for row in same):.3f}"
+        errors = [f"{mean(row[ERRORS][name] for row in same):.4f}" for name in times]
+        yield change, average, len(same), *kids, recall, *errors
 
 
 @table
@@ -450,7 +468,7 @@ def ladder_weights():
     yield "weights", *head, "trained for:", "machine, date"
     for name in (name for name in pretrained.names() if name.startswith("cars32-")):
         card = pretrained.card(name)
-        found = card["held_out_error_of_x0_as_share_of_variance"]
+        found = card[ERRORS]
         size = f"{card['parameters']:,}", f"{card['macs'] / 1e6:.1f}", thousand(card["generated"])
         made = f"{card['seconds'] / 60:.0f} min", f"{card['machine']}, {card['date']}"
         yield f"`{name}`", *size, *(f"{found[f't={t}']:.3f}" for t in times), *made

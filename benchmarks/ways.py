@@ -32,6 +32,7 @@ from diffusion_utils.pipeline import AS_ADVISED, DEFAULT, UNCONDITIONAL, Drawing
 
 SHIFT = {"time_shift": 30}
 LATE = {"interval": [400, 999]}
+SMALLER = {"guide": "stanford-cars-resnet", "guide_conditional": False}
 VIVID = ("red", "orange", "yellow", "green", "blue")  # the others run into each other, in photographs, too
 
 
@@ -53,12 +54,16 @@ GUIDANCE = {
     "without encoder.7, w = 3, no time shift": skipping(3, "encoder.7", time_shift=0),
     "without encoder.7, w = 3, t ≥ 400 only": skipping(3, "encoder.7", **LATE),
     "without encoder.7, w = 3, t in 200 … 800": skipping(3, "encoder.7", interval=[200, 800]),
+    "without encoder.7, w = 3, linspace": skipping(3, "encoder.7", timestep_spacing="linspace"),
     "without encoder.7, w = 2, rescaled": skipping(2, "encoder.7", guidance_rescale=1),
     "without encoder.7, w = 3, rescaled": skipping(3, "encoder.7", guidance_rescale=1),
     "without encoder.4, w = 2": skipping(2, "encoder.4"),
     "without decoder.1, w = 2": skipping(2, "decoder.1"),
     "without attention at 8×8, w = 2": skipping(2, "encoder.5", "decoder.2"),
     "without attention at 4×4, w = 2": skipping(2, "encoder.8"),
+    # A smaller network that learnt less, without conditions, as in autoguidance.
+    "away from stanford-cars-resnet, w = 2": {**SHIFT, **SMALLER, "guidance_scale": 2},
+    "away from stanford-cars-resnet, w = 3, t ≥ 400 only": {**SHIFT, **SMALLER, **LATE, "guidance_scale": 3},
 }
 AUTOGUIDANCE = {
     "an earlier self, w = 2": {**SHIFT, "guidance_scale": 2},

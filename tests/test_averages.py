@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from diffusion_utils.training.averages import mix, mixture, profile
+from diffusion_utils.training.averages import exponential, mix, mixture, power
 from diffusion_utils.training.optimizers import MovingAverage, ema_update
 
-STEPS, SHORT, LONG = 400, 0.9, 0.98
+STEPS, SHORT, LONG = 400, 0.9, 0.97
 
 
 def walk(decay):
@@ -19,33 +19,42 @@ def walk(decay):
             for weight in net.parameters():
                 weight += 0.02 + 0.1 * torch.randn_like(weight)
         average.update_parameters(net)
-        yield net, {name: value.clone() for name, value in average.module.state_dict().items()}
+        yield net.weight.detach().clone().double(), {name: w.clone() for name, w in average.module.state_dict().items()}
 
 
 @pytest.mark.parametrize("decay", [0.0, SHORT, LONG])
 def test_a_profile_says_what_each_step_counts(decay):
-    passed = [(net.weight.detach().clone().double(), average) for net, average in walk(decay)]
+    passed = [*walk(decay)]
     weights = torch.stack([weight for weight, _ in passed])
     for step in (1, 7, STEPS):
-        shares = profile(step, decay, STEPS)
+        shares = exponential(step, decay, STEPS)
         assert shares.sum().item() == pytest.approx(1) and not shares[step:].any()
         expected = torch.einsum("s,sij->ij", shares, weights)
         torch.testing.assert_close(passed[step - 1][1]["weight"].double(), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_snapshots_of_a_short_average_make_up_a_long_one():
+@pytest.mark.parametrize("gamma", [0, 2, 9])
+def test_the_weights_of_a_power_profile_are_as_old_as_it_says(gamma):
+    shares = power(STEPS, gamma)
+    age = (shares * torch.arange(STEPS - 1, -1, -1)).sum().item()
+    assert shares.sum().item() == pytest.approx(1) and age == pytest.approx(STEPS / (gamma + 2), abs=0.6)
+
+
+def test_snapshots_of_a_short_average_make_up_longer_ones():
     kept = {n: average for n, (_, average) in enumerate(walk(SHORT), 1) if n % 10 == 0}
-    shares = mixture([*kept], SHORT, LONG)
-    assert shares.sum().item() == pytest.approx(1)
-    mixed = mix([*kept.values()], shares)
-    wanted = [average for _, average in walk(LONG)][-1]
-    last = kept[STEPS]
-    for name, value in mixed.items():
-        assert value.dtype == torch.float32
-        assert (value - wanted[name]).norm() < 0.05 * (last[name] - wanted[name]).norm()
+    profiles = [exponential(step, SHORT, STEPS) for step in kept]
+    passed = [*walk(LONG)]
+    weights = torch.stack([weight for weight, _ in passed])
+    for profile in (exponential(STEPS, LONG, STEPS), power(STEPS, 3)):
+        shares = mixture(profiles, profile)
+        assert shares.sum().item() == pytest.approx(1)
+        mixed, wanted = mix([*kept.values()], shares), torch.einsum("s,sij->ij", profile, weights)
+        assert mixed["weight"].dtype == torch.float32 and mixed.keys() == kept[STEPS].keys()
+        assert (mixed["weight"] - wanted).norm() < 0.1 * (kept[STEPS]["weight"] - wanted).norm()
 
 
-def test_the_same_length_is_the_last_snapshot_and_a_shorter_one_is_refused():
-    torch.testing.assert_close(mixture([10, 20, 30], SHORT, SHORT), torch.tensor([0.0, 0, 1]).double())
-    with pytest.raises(ValueError, match="0.8 is less"):
-        mixture([10, 20], SHORT, 0.8)
+def test_the_same_average_is_the_last_snapshot_and_a_shorter_one_is_refused():
+    profiles = [exponential(step, SHORT, 30) for step in (10, 20, 30)]
+    torch.testing.assert_close(mixture(profiles, profiles[-1]), torch.tensor([0.0, 0, 1]).double())
+    with pytest.raises(ValueError, match="no mixture comes near"):
+        mixture(profiles, exponential(30, 0.3, 30))

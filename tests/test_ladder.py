@@ -164,19 +164,19 @@ def test_a_branch_differs_from_the_plain_one_in_what_its_name_says(change):
 
 def test_branches_are_trained_measured_and_then_left_alone(small, monkeypatch, capsys):
     _, folder = small
-    values = dict(TRUNK=1600, STRETCH=800, SNAPSHOT_STEPS=20, BATCH=8, LENGTHS=(0.9, 0.95))
+    values = dict(TRUNK=160, STRETCH=80, SNAPSHOT_STEPS=2, BATCH=8, SHORT=0.5, GAMMAS=(3,))
     for name, value in values.items():
         monkeypatch.setattr(ladder, name, value)
     pictures = sets.PictureSet("toy_cars", *(toy_cars.load(n, 32, seed=n).images for n in (24, 16)), "toys")
     monkeypatch.setattr(ladder.sets, "load", lambda *of_what: pictures)
-    command = ["stretch", "nothing", "batches of 256, twice the rate", "--seeds", "0"]
+    command = ["stretch", "nothing", "pictures moved by up to 1 pixel", "--seeds", "0"]
     command += ["--runs", str(folder / "runs"), "--out", str(folder / "stretch.json")]
     ladder.main(command)
-    plain, longer, batches = json.loads((folder / "stretch.json").read_text())
-    assert [row["ema_decay"] for row in (plain, longer, batches)] == [0.9, 0.95, 0.9]
-    assert plain["images_seen"] == 800 and plain[ladder.ERRORS] != longer[ladder.ERRORS] != batches[ladder.ERRORS]
-    trunk = load_file(folder / "runs" / "trunk-seed0" / "snapshots" / "000200.safetensors")
-    first = load_file(folder / "runs" / "nothing-seed0" / "snapshots" / "000020.safetensors")
+    plain, longer, moved = json.loads((folder / "stretch.json").read_text())
+    assert [row["gamma"] for row in (plain, longer, moved)] == [None, 3, None]
+    assert plain["images_seen"] == 80 and plain[ladder.ERRORS] != longer[ladder.ERRORS] != moved[ladder.ERRORS]
+    trunk = load_file(folder / "runs" / "trunk-seed0" / "snapshots" / "000020.safetensors")
+    first = load_file(folder / "runs" / "nothing-seed0" / "snapshots" / "000002.safetensors")
     new = networks.build(**ladder.ROWS["muon"]["settings"]["network"]).state_dict()
     distance = [sum((first[name] - there[name]).square().sum() for name in first) for there in (trunk, new)]
     assert distance[0] < 0.1 * distance[1]  # it goes on from the trunk

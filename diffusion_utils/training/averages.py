@@ -1,8 +1,8 @@
 """Averages of a run's weights, of any length, put together after the run.
 
 How long the average of the weights should be is known only at the end.  Karras et al. 2023 (EDM2, 2312.02696, section
-3.2) keep snapshots of short averages, and mix them into longer ones: each snapshot is a known weighted sum of the
-weights at all steps, so a mixture is one, too, and the best mixture is found by least squares.
+3) keep snapshots of short averages, and mix them into longer ones: each snapshot is a known weighted sum of the
+weights after all steps, its profile, so a mixture has one, too, and the best mixture is found by least squares.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,10 +12,12 @@ from torch import Tensor
 
 from diffusion_utils.training.optimizers import average_decay
 
+FURTHEST = 0.5  # from the wanted profile to that of a mixture, as a share of its length
 
-def profile(step: int, decay: float, steps: int) -> Tensor:
-    """How much the weights after each of the steps 1 … `steps` count in an average that `ema_update(decay)` has kept
-    up to `step`: float64 (steps,), summing to 1."""
+
+def exponential(step: int, decay: float, steps: int) -> Tensor:
+    """The profile of the average that `ema_update(decay)` keeps, after `step` of `steps`: how much the weights after
+    step 1, 2, … count in it, float64 (steps,), summing to 1."""
     decays = torch.tensor([average_decay(decay, n) for n in range(steps)], dtype=torch.float64)
     decays[0] = 0  # the average begins as the weights after the first step
     kept = decays.clamp(min=1e-300).log().cumsum(0)
@@ -24,27 +26,30 @@ def profile(step: int, decay: float, steps: int) -> Tensor:
     return shares
 
 
-def mixture(steps: Sequence[int], decay: float, wanted: float) -> Tensor:
-    """How much of each snapshot makes up an average of another length, float64 (N,), summing to 1.
-
-    Args:
-        steps: after which the snapshots were taken, rising; the last one ends the wanted average.
-        decay: of the averages in the snapshots.
-        wanted: the decay of the wanted average, at least `decay`: short averages cannot be told from long ones.
-
-    Raises:
-        ValueError: a shorter average is wanted.
-    """
-    if wanted < decay:
-        raise ValueError(f"averages of decay {decay} cannot be mixed into a shorter one: {wanted} is less")
-    given = torch.stack([profile(step, decay, steps[-1]) for step in steps], dim=1)
-    shares = torch.linalg.lstsq(given, profile(steps[-1], wanted, steps[-1])[:, None]).solution[:, 0]
+def power(steps: int, gamma: float) -> Tensor:
+    """The profile that counts the weights after step s by s^γ (equation 2 there), float64 (steps,), summing to 1.  Its
+    weights are steps / (γ + 2) old on average: a share of the run, however long that is."""
+    shares = torch.arange(1, steps + 1, dtype=torch.float64) ** gamma
     return shares / shares.sum()
 
 
+def mixture(profiles: Sequence[Tensor], wanted: Tensor) -> Tensor:
+    """How much of each snapshot comes nearest to the wanted average, float64 (N,), summing to 1.
+
+    Raises:
+        ValueError: nothing comes near it: it is shorter than what was kept, or snapshots are too few.
+    """
+    given = torch.stack([*profiles], dim=1)
+    shares = torch.linalg.lstsq(given, wanted[:, None]).solution[:, 0]
+    shares = shares / shares.sum()
+    if (given @ shares - wanted).norm() > FURTHEST * wanted.norm():
+        raise ValueError("no mixture comes near the wanted average: keep more snapshots, of shorter averages")
+    return shares
+
+
 def mix(snapshots: Sequence[Mapping[str, Tensor]], shares: Tensor) -> dict[str, Tensor]:
-    """The weighted sum of state dictionaries, summed in float64, in their own type."""
+    """The weighted sum of state dictionaries, summed in float64, each value in its own type."""
     return {
-        name: sum(share * snapshot[name].double() for share, snapshot in zip(shares.tolist(), snapshots)).to(first)
-        for name, first in ((name, value.dtype) for name, value in snapshots[-1].items())
+        name: sum(share * snapshot[name].double() for share, snapshot in zip(shares.tolist(), snapshots)).to(last.dtype)
+        for name, last in snapshots[-1].items()
     }
