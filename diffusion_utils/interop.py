@@ -94,5 +94,5 @@ class HubModel(nn.Module, PyTorchModelHubMixin, library_name="simple-diffusion-m
 
     def pipeline(self) -> Pipeline:
         """Ready to draw as the card advises."""
-        net = self.net.eval().requires_grad_(False)
+        net = self.net.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # as `pipeline.load`
         return Pipeline(pretrained.denoiser(net, self.card), self.card, Drawing.from_card(self.card))
