@@ -75,12 +75,15 @@ ROWS = {
     # Every way past the bottleneck, asked for everything.
     **{
         f"{skip}-{kind}": row(f"skips: {skip}, asked for {kind}", kind, {**BASE, "skip": skip})
-        for kind in ("sample", "epsilon", "v_prediction", "edm", "flow_prediction")
+        for kind in ("sample", "epsilon", "v_prediction", "edm")
         for skip in SKIPS
     },
-    # Flow matching as its papers have it: not only its prediction type, its schedule as well.
+    # Flow matching: its prediction type alone, and as its papers have it, with its schedule as well.
+    **{
+        f"{skip}-flow_prediction": row(f"skips: {skip}, asked for u", "flow_prediction", {**BASE, "skip": skip})
+        for skip in ("none", "add")
+    },
     "flow-none": row("flow matching: its schedule, asked for u", "flow_prediction", BASE, schedule="flow"),
-    "flow-add": row("flow matching, skips: add", "flow_prediction", {**BASE, "skip": "add"}, schedule="flow"),
     # Single changes to MAIN.  (With a full-resolution stem it is "decoder-blocks".)
     "no-timestep": change("blind to the timestep", {"timestep": False}),
     "up-transposed-k3": change("transposed convolutions with kernel 3", {"upsample": "transposed_k3"}),
@@ -92,7 +95,6 @@ ROWS = {
     "lognormal": change("log-normal noise levels", timestep_sampling="lognormal"),
     "min-snr": change("min-SNR weights, γ = 5", min_snr_gamma=5.0),
     "linear": change("linear schedule", schedule="linear"),
-    "schedule-flow": change("flow matching's schedule", schedule="flow"),
     "muon": change("Muon instead of AdamW", optimizer="muon"),
     "no-decay": change("constant learning rate, averaged weights", decay_fraction=0.0),
     "no-decay-raw": change("constant learning rate, last weights", decay_fraction=0.0),

@@ -170,13 +170,27 @@ def bottleneck():
 
 @table
 def skips():
-    def measured(row: str) -> bool:
-        return (RESULTS / "ladder" / f"{row}-seed0.json").exists()
-
-    kinds = [kind for kind in KINDS if all(measured(f"{skip}-{kind}") for skip in SKIPS)]
+    kinds = [kind for kind in KINDS if kind != "flow_prediction"]
     yield "way around the bottleneck", *(f"predicts {KINDS[kind]}" for kind in kinds)
     for skip, name in SKIPS.items():
         yield name, *(rungs(f"{skip}-{kind}") for kind in kinds)
+
+
+@table
+def flow():
+    """Flow matching's question and schedule beside others, without and with a way around the bottleneck."""
+    times = (99, 499, 899)
+    head = "KID × 1000:", *(f"t = {t}:" for t in times)
+    yield "predicts", "schedule", *(f"{name}{each}" for name in ("", "features added, ") for each in head)
+    pairs = {
+        ("v_prediction", "cosine"): ("none-v_prediction", "add-v_prediction"),
+        ("flow_prediction", "cosine"): ("none-flow_prediction", "add-flow_prediction"),
+        ("flow_prediction", "flow"): ("flow-none",),
+        ("sample", "cosine"): ("none-sample", "add-sample"),
+    }
+    for (kind, schedule), rows in pairs.items():
+        measured = [cell for row in rows for cell in (rungs(row), *errors_at(rung(row)[0], times))]
+        yield KINDS[kind], schedule, *measured, *[""] * (2 * len(head) - len(measured))
 
 
 @table
@@ -334,6 +348,25 @@ def ideals():
     for row in rows:
         errors = row["error"]["network"], min(row["error"][name] for name in names)
         yield row["t"], *(f"{row['likeness'][name]:.3f}" for name in names), *(f"{error:.3f}" for error in errors)
+
+
+@table
+def copying():
+    """The same network and steps on few cars and on many, twice each."""
+    yield (
+        "cars:",
+        "copies:",
+        "distance:",
+        "held-out cars':",
+        "error on its cars:",
+        "held-out:",
+        "halves alike:",
+        "floor:",
+    )
+    for row in read("copying"):
+        shares = f"{row['copies']:.3f}", f"{row['distance']:.3f}", f"{row['held_out_distance']:.3f}"
+        errors = (f"{row[name]:.3f}" for name in ("error", "held_out_error", "likeness", "other_noise_likeness"))
+        yield f"{row['cars']:,}", *shares, *(error.replace("-", "−") for error in errors)
 
 
 @table

@@ -12,11 +12,12 @@ import pytest
 import torch
 from torch import nn
 
-from diffusion_utils import networks, pipeline, pretrained, sampling
+from diffusion_utils import networks, pipeline, pretrained, sampling, schedule
 from diffusion_utils.commands.train import Job
-from diffusion_utils.data import sets, stanford_cars, toy_cars
+from diffusion_utils.data import sets, stanford_cars, to_float, toy_cars
 from diffusion_utils.evaluation import features, reference
 from diffusion_utils.guidance import Guided
+from diffusion_utils.ideal import Ideal
 from diffusion_utils.networks import presets
 from diffusion_utils.pipeline import DEFAULT, Drawing, Pipeline
 from diffusion_utils.training import read_log
@@ -33,9 +34,8 @@ def module(name):
     return loaded
 
 
-peers, ladder, ways, speed, gpu, flow, ideal, own = map(
-    module, ("peers", "ladder", "ways", "speed", "gpu", "flow", "ideal", "own")
-)
+NAMES = ("peers", "ladder", "ways", "speed", "gpu", "flow", "ideal", "copying", "own")
+peers, ladder, ways, speed, gpu, flow, ideal, copying, own = map(module, NAMES)
 LOAD = sets.load  # itself
 TINY = {"name": "resnet", "channels": [8], "stem": 4, "embedding_dim": 8, "cond_dim": 9}
 KINDS = dict.fromkeys(stanford_cars.BODY_TYPES, 1 / 9)
@@ -377,6 +377,49 @@ def test_a_network_is_compared_with_ideal_denoisers_once(tmp_path, monkeypatch, 
     assert clear["patch 3"] < min(clear["whole"], noisy["patch 3"]) and noisy["patch 3"] == pytest.approx(1, abs=0.1)
     monkeypatch.setattr(ideal, "compare", None)  # would fail if it were called
     ideal.main(command)
+
+
+# ---------------------------------------------------------------- copying
+
+
+class ByHeart:
+    """The ideal denoiser in a network's place."""
+
+    net = nn.Identity()
+
+    def __init__(self, images):
+        self.schedule = schedule.cosine(1000)
+        self.answer = Ideal(to_float(images), self.schedule)
+
+    def __call__(self, x_t, t, cond=None):
+        return self.answer(x_t, t)
+
+
+def test_who_knows_a_list_by_heart_is_found_out():
+    sets, held_out = toy_cars.load(24, 16).images.split(12), toy_cars.load(12, 16, start=24).images
+    drawn = [to_float(images[[3, 3, 7, 5]]) for images in sets]
+    row = copying.compare([*map(ByHeart, sets)], sets, drawn, held_out)
+    assert (row["copies"], row["held_out_copies"], row["distance"]) == (1, 0, 0) and row["held_out_distance"] > 0.1
+    assert 2 * row["error"] < row["held_out_error"]
+    same = copying.compare([*map(ByHeart, sets)], sets, [drawn[0], drawn[0]], held_out)
+    assert (same["copies"], same["likeness"]) == (0.5, 1) and same["other_noise_likeness"] < 0.9
+    assert row["likeness"] < 0.9
+
+
+def test_two_halves_of_each_size_are_trained_and_measured_once(tmp_path, monkeypatch):
+    own = ["--sizes", "4", "6", "--steps", "2", "--count", "8", "--results", str(tmp_path)]
+    own += ["--runs", str(tmp_path / "runs"), "--picture", str(tmp_path / "p.png")]
+    seen, trained = [], copying.trained
+    monkeypatch.setattr(
+        copying, "trained", lambda config, images, title: seen.append(images) or trained(config, images, title)
+    )
+    copying.main(own)
+    assert [len(images) for images in seen] == [4, 4, 6, 6]
+    assert len({picture.numpy().tobytes() for images in seen[2:] for picture in images}) == 12  # none is in both halves
+    rows = json.loads((tmp_path / "copying.json").read_text())
+    assert [(row["cars"], row["steps"]) for row in rows] == [(4, 2), (6, 2)] and (tmp_path / "p.png").exists()
+    copying.main(own)
+    assert len(seen) == 4 and json.loads((tmp_path / "copying.json").read_text()) == rows
 
 
 # ---------------------------------------------------------------- speed

@@ -70,3 +70,23 @@ def test_a_figure_has_all_panels_in_rows_and_says_so():
     assert [axes.get_title() for axes in figure.axes] == list(panels)
     assert figure.alt == "Panels of the plane: field, two, walk and density"
     assert picture(figure).std() > 5
+
+
+def test_dots_have_colours_and_arrows_to_their_ends_and_columns_have_rows():
+    here, there = torch.rand(2, 5, 2)
+    column = [Plane(dots=here, ends=there), Plane(dots=here, hues=torch.linspace(0, 1, 5))]
+    figure = planes({"a": column, "b": column[::-1]}, row_labels=["up", "down"])
+    assert [panel.get_title() for panel in figure.axes] == ["a", "b", "", ""]
+    assert [panel.get_ylabel() for panel in figure.axes] == ["up", "", "down", ""]
+    dots, arrows = figure.axes[0].collections
+    assert np.allclose(dots.get_offsets(), here)
+    assert np.allclose(arrows.get_offsets() + np.stack([arrows.U, arrows.V], 1), there)
+    picture(figure)  # colours are worked out when it is drawn
+    for coloured in (figure.axes[1], figure.axes[2]):
+        assert len({*map(tuple, coloured.collections[0].get_facecolors())}) == 5
+    assert figure.alt == "Panels of the plane: a and b, in 2 rows: up and down"
+
+
+def test_rows_need_a_panel_each():
+    with pytest.raises(ValueError, match="give each title 2 panels, as many as there are row labels"):
+        planes({"a": [Plane()]}, row_labels=["up", "down"])

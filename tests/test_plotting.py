@@ -384,20 +384,6 @@ def test_dots_stand_in_their_rows_top_down():
     assert axes.yaxis_inverted()
 
 
-def test_clouds_stand_in_their_panels_with_arrows_to_their_ends():
-    here, there, data = torch.rand(3, 5, 2)
-    figure = plotting.clouds([[here, there], [there, here]], ["a", "b"], ["up", "down"], data, [[there, here]] * 2)
-    panels = figure.axes
-    assert [panel.get_title() for panel in panels] == ["a", "b", "", ""]
-    assert [panel.get_ylabel() for panel in panels] == ["up", "", "down", ""]
-    assert np.allclose(panels[0].collections[1].get_offsets(), here)
-    assert np.allclose(panels[0].lines[0].get_xydata(), data)
-    arrows = panels[0].collections[0]
-    assert np.allclose(arrows.get_offsets() + np.stack([arrows.U, arrows.V], 1), there)
-    coloured = plotting.clouds([[here]], ["a"], hues=torch.linspace(0, 1, 5)).axes[0].collections[0]
-    assert len({*map(tuple, coloured.get_facecolors())}) == 5
-
-
 def test_a_heat_map_shows_its_matrix_with_white_for_zero():
     values = torch.tensor([[0.0, 1.0, -3.0], [2.0, 0.5, 0.0]])
     figure = plotting.heat_map(values, "t", "number")
@@ -406,12 +392,6 @@ def test_a_heat_map_shows_its_matrix_with_white_for_zero():
     assert (figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()) == ("t", "number")
     with pytest.raises(ValueError, match="must be a matrix, not of shape"):
         plotting.heat_map(values[0], "t", "number")
-
-
-@pytest.mark.parametrize(("rows", "names", "left"), [([], [], None), ([[torch.rand(2, 2)]], ["a", "b"], None)])
-def test_clouds_need_a_label_each(rows, names, left):
-    with pytest.raises(ValueError, match="a label for each column"):
-        plotting.clouds(rows, names, left)
 
 
 @pytest.mark.parametrize("draw", [lambda: plotting.points({}, "x", "y"), lambda: plotting.dots({}, "x")])

@@ -10,6 +10,6 @@ says in words what it shows, which Jupyter stores beside the picture. The style
 applies to these figures alone: importing this module leaves matplotlib's settings untouched.
 """
 
-from diffusion_utils.plotting.charts import clouds, curves, dots, heat_map, loss_curves, points, schedule_curves
+from diffusion_utils.plotting.charts import curves, dots, heat_map, loss_curves, points, schedule_curves
 from diffusion_utils.plotting.drawings import network_drawing
 from diffusion_utils.plotting.pictures import picture_format, picture_grid, save_grid, save_picture, show_grid, strip

@@ -177,62 +177,6 @@ def dots(
     return with_alt(figure, f"{xlabel} of {len(rows)} rows, as dots: {listed(rows)}")
 
 
-def clouds(
-    rows: Sequence[Sequence[Tensor]],
-    column_labels: Sequence[str],
-    row_labels: Sequence[str] | None = None,
-    behind: Tensor | None = None,
-    ends: Sequence[Sequence[Tensor]] | None = None,
-    hues: Tensor | None = None,
-    reach: tuple[float, float] = (2.3, 1.7),
-) -> Figure:
-    """Points in the plane in rows of panels: a forward process, a walk, what a denoiser guesses.
-
-    Args:
-        rows: R rows of K clouds each, (N, 2).
-        column_labels: K texts;  row_labels: R texts, written to the left.
-        behind: (M, 2), drawn pale in every panel, such as the data.
-        ends: like `rows`: an arrow leads from each point to its end.
-        hues: (N,) in [0, 1], the colour of each point, on a colour wheel; default: all blue.
-        reach: the panels show [-reach, reach] across and up.
-
-    Raises:
-        ValueError: no clouds, rows of different length, or a wrong number of labels.
-    """
-    columns = {len(row) for row in rows}
-    if columns != {len(column_labels)} or not column_labels or len(row_labels or rows) != len(rows):
-        raise ValueError("give rows of equally many clouds, a label for each column, and one for each row or none")
-    with style() as plt:
-        height = 0.3 + len(rows) * (WIDTH - 0.3 * bool(row_labels)) / len(column_labels) * reach[1] / reach[0]
-        figure, axes = plt.subplots(
-            len(rows),
-            len(column_labels),
-            figsize=(WIDTH, height),
-            squeeze=False,
-            gridspec_kw={"wspace": 0.04, "hspace": 0.04},
-        )
-        plt.close(figure)
-        figure.subplots_adjust(0.3 / WIDTH if row_labels else 0.005, 0.005, 0.995, 1 - 0.25 / height)
-        for i, row in enumerate(rows):
-            for panel, points, j in zip(axes[i], map(_numbers, row), itertools.count()):
-                if behind is not None:
-                    panel.plot(*_numbers(behind).T, ".", color="0.82", markersize=2)
-                if ends is not None:
-                    move, arrow = (_numbers(ends[i][j]) - points).T, {"scale": 1, "scale_units": "xy", "angles": "xy"}
-                    panel.quiver(*points.T, *move, color=COLOURS[1], width=0.006, alpha=0.8, **arrow)
-                colours = COLOURS[0] if hues is None else plt.get_cmap("hsv")(_numbers(hues))
-                panel.scatter(*points.T, s=3, color=colours, linewidths=0, zorder=2)
-                panel.set(xlim=(-reach[0], reach[0]), ylim=(-reach[1], reach[1]), xticks=[], yticks=[])
-                panel.spines[:].set(visible=True, color="0.8")
-        for panel, label in zip(axes[0], column_labels):
-            panel.set_title(label, fontsize=FONT_SIZE, pad=4)
-        for panel, label in zip(axes[:, 0], row_labels or []):
-            panel.set_ylabel(label, fontsize=FONT_SIZE)
-    down = f", in {len(rows)} rows: {listed(row_labels)}" if row_labels else ""
-    arrows = ", with an arrow from each point" if ends is not None else ""
-    return with_alt(figure, f"Points in the plane{arrows}; from left to right {listed(column_labels)}{down}")
-
-
 def heat_map(values: Tensor, xlabel: str, ylabel: str, width: float = 6.0, height: float = 2.6) -> Figure:
     """A matrix (rows, columns) as colours from blue (low) over white to red (high), row 0 at the top."""
     values = _numbers(values)

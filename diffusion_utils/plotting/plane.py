@@ -9,7 +9,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from diffusion_utils.plotting.style import COLOURS, LINE, WIDTH, listed, style, with_alt
+from diffusion_utils.plotting.style import COLOURS, FONT_SIZE, LINE, WIDTH, listed, style, with_alt
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,8 @@ class Plane:
     """What one panel shows; any of it may be missing.
 
     dots: (N, 2), filled;  ghosts: (N, 2), pale, behind all else, such as the data.
+    hues: (N,) in [0, 1], the colour of each dot, on a colour wheel; default: all blue.
+    ends: (N, 2): an arrow leads from each dot to its end.
     arrows: (points (M, 2), vectors (M, 2)) on a regular grid, or a list of such pairs, each in its colour; a panel has
         one scale, in which long vectors are shortened (by tanh), so that they do not cross their neighbours.
     paths: (steps, N, 2), a thin line for each of N points, from a ring (where it begins) to a dot.
@@ -25,6 +27,8 @@ class Plane:
 
     dots: Tensor | None = None
     ghosts: Tensor | None = None
+    hues: Tensor | None = None
+    ends: Tensor | None = None
     arrows: tuple | Sequence[tuple] | None = None
     paths: Tensor | None = None
     shade: tuple | None = None
@@ -36,31 +40,50 @@ def mesh(count: int = 17, limit: float = 2.4) -> Tensor:
     return torch.cartesian_prod(side, side).flip(1)
 
 
-def planes(panels: Mapping[str, Plane], columns: int | None = None, limit: float = 2.7, width: float = WIDTH) -> Figure:
+def planes(
+    panels: Mapping[str, Plane | Sequence[Plane]],
+    columns: int | None = None,
+    limit: float = 2.7,
+    width: float = WIDTH,
+    row_labels: Sequence[str] = (),
+) -> Figure:
     """Panels side by side.
 
     Args:
-        panels: title -> what the panel shows.
+        panels: title -> what the panel shows; with `row_labels` what each panel of the column under it shows.
         columns: panels in a row; default: all of them.
         limit: each panel shows [-limit, limit] in both directions.
         width: inches of the figure.
+        row_labels: a text for each row, written to the left.
+
+    Raises:
+        ValueError: a column has not as many panels as there are row labels.
     """
+    if row_labels and {len(column) for column in panels.values()} != {len(row_labels)}:
+        raise ValueError(f"give each title {len(row_labels)} panels, as many as there are row labels")
     columns = min(columns or len(panels), len(panels))
-    rows, side = -(-len(panels) // columns), width / columns
+    rows = len(row_labels) or -(-len(panels) // columns)
+    side = (width - 0.25 * bool(row_labels)) / columns
+    shown = panels.items()
+    if row_labels:
+        shown = [(title * (i == 0), column[i]) for i in range(rows) for title, column in panels.items()]
     with style() as plt:
-        size = (width, rows * (side + 1.6 * LINE * any(panels)))
+        size = (width, rows * side + 1.6 * LINE * any(panels) * (1 if row_labels else rows))
         figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
         plt.close(figure)
         figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.02)
         for place in axes.flat:
             place.set_axis_off()
-        for place, (title, panel) in zip(axes.flat, panels.items()):
+        for place, (title, panel) in zip(axes.flat, shown):
             place.set_axis_on()
             place.set(xlim=(-limit, limit), ylim=(-limit, limit), xticks=[], yticks=[], aspect="equal")
-            place.set_title(title, fontsize=9, pad=4)
+            place.set_title(title, fontsize=FONT_SIZE, pad=4)
             place.spines[:].set(visible=True, color="0.8")
             _draw(place, panel, side / 2.3)
-    return with_alt(figure, f"Panels of the plane: {listed(panels)}")
+        for place, label in zip(axes[:, 0], row_labels):
+            place.set_ylabel(label, fontsize=FONT_SIZE)
+    down = f", in {rows} rows: {listed(row_labels)}" if row_labels else ""
+    return with_alt(figure, f"Panels of the plane: {listed(panels)}{down}")
 
 
 def png(figure: Figure) -> bytes:
@@ -87,7 +110,13 @@ def _draw(axes, panel: Plane, scale: float) -> None:
         axes.scatter(*paths[0].T, s=10 * scale, facecolor="white", edgecolor="0.4", linewidths=0.7, zorder=3)
         axes.scatter(*paths[-1].T, s=9 * scale, color=COLOURS[1], linewidths=0, zorder=4)
     if panel.dots is not None:
-        axes.scatter(*np.asarray(panel.dots).T, s=5 * scale, color=COLOURS[0], linewidths=0, alpha=0.8)
+        colours = {"color": COLOURS[0]}
+        if panel.hues is not None:
+            colours = {"c": np.asarray(panel.hues), "cmap": "hsv", "vmin": 0, "vmax": 1}
+        axes.scatter(*np.asarray(panel.dots).T, s=5 * scale, linewidths=0, alpha=0.8, **colours)
+    if panel.ends is not None:
+        move, how = np.asarray(panel.ends - panel.dots).T, {"angles": "xy", "scale_units": "xy", "scale": 1}
+        axes.quiver(*np.asarray(panel.dots).T, *move, color=COLOURS[1], width=0.006, alpha=0.8, **how)
     if panel.arrows is not None:
         many = [panel.arrows] if isinstance(panel.arrows, tuple) else panel.arrows
         typical = np.median(np.linalg.norm(np.asarray(many[0][1]), axis=1))
