@@ -127,6 +127,9 @@ def test_subfolders_are_classes_that_are_learnt_and_drawn_by_name(pets, tmp_path
     (pets / "dog").rename(pets / "cow")
     train(*more, "--out", tmp_path / "other")  # others are learnt anew
     assert [*pretrained.card(tmp_path / "other/weights.safetensors")["conditions"]] == ["cat", "cow"]
+    train("--start", weights, "--data", pets / "cat", *COMMON[:-2], "--out", tmp_path / "none")  # or not at all
+    about = pretrained.card(tmp_path / "none/weights.safetensors")
+    assert "conditions" not in about and "cond_dim" not in about["network"]
 
 
 def test_classes_of_stanford_cars_are_the_196(few, tmp_path):

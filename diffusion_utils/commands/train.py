@@ -462,7 +462,7 @@ def _started(run: Run) -> tuple[Run, dict, str | None]:
         raise ValueError(f"{run.start} draws pixels and cannot learn latents: leave --start or --autoencoder out")
     if own:
         raise ValueError(f"--start brings its own {own[0]}: leave --{own[0].replace('_', '-')} out")
-    condition = run.condition or (None if has == "body_type" and run.data != "stanford_cars" else has)
+    condition = run.condition or (has if _is_known(has, run.data) else None)
     if run.config.lora and condition == "caption" != has:
         raise ValueError(f"adapters cannot learn words, which {run.start} does not know: leave --lora out")
     options = {name: card[name] for name in pretrained.NEEDED}
@@ -476,6 +476,14 @@ def _started(run: Run) -> tuple[Run, dict, str | None]:
         aspect = card.get("aspect", ASPECT)
     run = replace(run, size=size, aspect=aspect, condition=condition, autoencoder=autoencoder, config=config)
     return run, before, has
+
+
+def _is_known(condition: str | None, data: str) -> bool:
+    """Whether pictures have what weights were conditioned on; own pictures have classes where they lie in subfolders."""
+    if condition == "body_type":
+        return data == "stanford_cars"
+    inside = Path(data).iterdir() if condition == "class" and Path(data).is_dir() else ()
+    return condition != "class" or data in ("letters", "stanford_cars") or any(path.is_dir() for path in inside)
 
 
 def _device(record: StepRecord) -> torch.device:
