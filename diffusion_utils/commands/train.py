@@ -479,7 +479,7 @@ def _started(run: Run) -> tuple[Run, dict, str | None]:
 
 
 def _is_known(condition: str | None, data: str) -> bool:
-    """Whether pictures have what weights were conditioned on; own pictures have classes where they lie in subfolders."""
+    """Whether pictures have what weights were conditioned on: own ones have classes where they lie in subfolders."""
     if condition == "body_type":
         return data == "stanford_cars"
     inside = Path(data).iterdir() if condition == "class" and Path(data).is_dir() else ()
