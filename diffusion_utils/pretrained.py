@@ -159,7 +159,10 @@ def _adapted(name: str | Path, contents: dict, learnt: dict[str, torch.Tensor]) 
     try:
         if lora_entry(base, contents["lora"].get("rank"))["sha256"] != contents["lora"].get("sha256"):
             raise ValueError(f"{name} holds adapters of other weights than {base} are now: train them again")
-        return lora.merged(load(base).net.state_dict(), learnt)
+        weights = load(base).net.state_dict()
+        if contents["network"].get("cond_dim") is None:  # what the base knew of conditions has been left behind
+            weights.pop(f"{lora.ANEW}.weight", None)
+        return lora.merged(weights, learnt)
     except FileNotFoundError:
         raise ValueError(f"{name} holds adapters of {base}, which is missing: it must be kept with them") from None
 

@@ -146,6 +146,14 @@ def test_a_run_leaves_the_adapters_alone_which_are_loaded_with_their_base(adapte
     assert pipeline.load(adapted)(range(2), condition="e", steps=2).shape == (2, 3, 16, 16)
 
 
+def test_adapters_of_a_network_with_classes_may_have_none(tmp_path, base):
+    folder = letters.write_folder(tmp_path / "letters", 40, 16) / "e"
+    options = ["--data", folder, "--start", base, "--lora", 2, "--steps", 2, *COMMON, "--out", tmp_path / "plain"]
+    parse(["train", *map(str, options)])()
+    plain = pipeline.load(tmp_path / "plain/weights.safetensors")
+    assert plain.denoiser.net.cond_shape is None and plain(range(2), steps=2).shape == (2, 3, 16, 16)
+
+
 def test_adapters_refuse_another_base_or_none(adapted, base, tiny_weights):
     tiny_weights(base, seed=9, **{k: v for k, v in pretrained.card(base).items() if k in ("network", "size")})
     with pytest.raises(ValueError, match="holds adapters of other weights than .* are now: train them again"):
