@@ -84,6 +84,7 @@ ROWS = {
         for skip in ("none", "add")
     },
     "flow-none": row("flow matching: its schedule, asked for u", "flow_prediction", BASE, schedule="flow"),
+    "flow-add": row("flow matching, skips: add", "flow_prediction", {**BASE, "skip": "add"}, schedule="flow"),
     # Single changes to MAIN.  (With a full-resolution stem it is "decoder-blocks".)
     "no-timestep": change("blind to the timestep", {"timestep": False}),
     "up-transposed-k3": change("transposed convolutions with kernel 3", {"upsample": "transposed_k3"}),

@@ -185,12 +185,11 @@ def flow():
     pairs = {
         ("v_prediction", "cosine"): ("none-v_prediction", "add-v_prediction"),
         ("flow_prediction", "cosine"): ("none-flow_prediction", "add-flow_prediction"),
-        ("flow_prediction", "flow"): ("flow-none",),
+        ("flow_prediction", "flow"): ("flow-none", "flow-add"),
         ("sample", "cosine"): ("none-sample", "add-sample"),
     }
     for (kind, schedule), rows in pairs.items():
-        measured = [cell for row in rows for cell in (rungs(row), *errors_at(rung(row)[0], times))]
-        yield KINDS[kind], schedule, *measured, *[""] * (2 * len(head) - len(measured))
+        yield KINDS[kind], schedule, *(cell for row in rows for cell in (rungs(row), *errors_at(rung(row)[0], times)))
 
 
 @table
