@@ -527,6 +527,29 @@ def patches():
 
 
 @table
+def counts():
+    """How many pictures of one's own it takes."""
+    head = "parameters:", "pictures:", "seen:", "error, learnt from:", "error, others:", "readable:", "copies:"
+    yield "network", *head
+    for row in read("own-counts"):
+        errors = f"{row['error_known']:.3f}", f"{row['error_unseen']:.3f}"
+        sizes = f"{row['parameters']:,}", f"{row['count']:,}", f"{row['images_seen']:,}"
+        yield row["network"], *sizes, *errors, f"{row['readable']:.2f}", f"{row['copies']:.2f}"
+
+
+@table
+def tuning():
+    """What it helps to begin with trained weights."""
+    head = "seen:", "file:", "error:", "error on other cars:"
+    yield "pictures", "begun", *head
+    for row in read("own-tuning"):
+        what = {"letters": "letters", "cars": "Jeeps"}[row["data"]]
+        took = f"{row['images_seen']:,}", f"{row['bytes'] / 1000:,.0f} kB"
+        errors = (f"{row[name]:.3f}" for name in ("error_unseen", "error_cars"))
+        yield f"{row['count']} {what}", row["way"], *took, *errors
+
+
+@table
 def peers():
     yield "", "parameters:", "MACs:", "images/s:", "images seen:", "16 cars:", "memory:", "KID × 1000:"
     for row in read("peers-32-cpu"):

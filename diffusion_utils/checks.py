@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from numbers import Integral, Real
+from operator import index
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Literal, Union, get_args, get_origin
@@ -58,6 +59,16 @@ def check_kind(name: str, value: object, hint: object) -> None:
     """Raise a ValueError that names an option whose value is not of its kind."""
     if not fits(value, hint):
         raise ValueError(f"{name} must be {in_words(hint)}, not {value!r}")
+
+
+def whole(name: str, value: object, least: int) -> int:
+    """A whole number of at least `least`, of whatever type; raises a ValueError for anything else."""
+    try:
+        if index(value) >= least:
+            return index(value)
+    except TypeError:
+        pass
+    raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}.")
 
 
 def check_device(device: torch.device | str) -> None:

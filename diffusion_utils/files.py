@@ -5,8 +5,8 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
 
@@ -97,6 +97,19 @@ def cache_folder() -> Path:
         RuntimeError: that is in a home folder, and there is none.
     """
     return Path(os.environ.get(CACHE_VARIABLE) or "~/.cache/diffusion_utils").expanduser()
+
+
+@contextmanager
+def replaced(folder: Path) -> Iterator[Path]:
+    """A new folder, which takes the place of `folder` when it is complete."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
+        new = Path(temporary, "new")
+        new.mkdir()
+        yield new
+        if folder.exists():
+            folder.rename(Path(temporary, "old"))
+        new.rename(folder)
 
 
 def read_cached(name: str) -> Tensor | None:

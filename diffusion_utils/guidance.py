@@ -195,4 +195,6 @@ def chosen_by_seed(weights: Sequence[float], seeds: Sequence[int]) -> Tensor:
     """One of several things for each seed, int64 (N,), drawn with probabilities proportional to `weights`."""
     # The picture's own seed drives its noise; another stream decides what it shows.
     generators = [torch.Generator().manual_seed(stream(seed, 1)) for seed in checked_seeds(seeds)]
-    return torch.cat([torch.multinomial(torch.tensor(weights), 1, generator=g) for g in generators])
+    return torch.cat(
+        [torch.multinomial(torch.tensor(weights, dtype=torch.float32), 1, generator=g) for g in generators]
+    )

@@ -7,6 +7,7 @@ The card says what the weights are (network, schedule, prediction type: all it t
 denoiser) and where they come from (data, images seen, seconds, machine, date, losses, licence).
 """
 
+import hashlib
 import json
 import os
 import platform
@@ -24,7 +25,7 @@ from safetensors.torch import save as serialized
 from diffusion_utils import networks
 from diffusion_utils.checks import check_device, check_kind, suggestions
 from diffusion_utils.files import write_atomically, write_json
-from diffusion_utils.networks import Autoencoder
+from diffusion_utils.networks import Autoencoder, lora
 from diffusion_utils.prediction import Denoiser, PredictionType
 from diffusion_utils.schedule import ScheduleName, make_schedule
 
@@ -44,6 +45,7 @@ KINDS = {
     "prompts": Sequence[str],
     "drawing": dict,
     "autoencoder": str | None,
+    "lora": dict,
     "config": dict,
 }
 
@@ -78,7 +80,8 @@ def card(name: str | Path) -> dict:
 
 
 def load(name: str | Path, device: torch.device | str = "cpu", contents: dict | None = None) -> Denoiser:
-    """A trained denoiser, in evaluation mode, float32; with its autoencoder, where it draws latents.
+    """A trained denoiser, in evaluation mode, float32; with its autoencoder, where it draws latents, and merged with
+    the weights that it adapts, where it is adapters (`networks.lora`).
 
     Args:
         name: one of `names()`, or the path of a .safetensors file with its .json beside it.
@@ -87,14 +90,13 @@ def load(name: str | Path, device: torch.device | str = "cpu", contents: dict | 
     Raises:
         FileNotFoundError: no such weights; names those that are most like it.
         ValueError: the file is truncated, not safetensors, does not fit the network on its card, or holds
-            numbers that are not finite.
+            numbers that are not finite; or the weights that it adapts are missing, or not those it was trained with.
     """
     check_device(device)
     path, contents = _find(name), card(name) if contents is None else contents
     try:
         network = networks.build(**contents["network"])
-        schedule = make_schedule(contents["schedule"], contents["num_train_timesteps"], contents["zero_terminal_snr"])
-        denoiser = Denoiser(network, schedule, contents["prediction_type"], contents.get("sigma_data", 0.5))
+        result = denoiser(network, contents)
         _check_conditions(contents, network)
     except ValueError as error:
         raise ValueError(f"{path.with_suffix('.json')} does not describe weights: {error}") from None
@@ -108,6 +110,8 @@ def load(name: str | Path, device: torch.device | str = "cpu", contents: dict | 
     except (SafetensorError, OSError, struct.error) as error:
         raise ValueError(f"{path} is damaged or not a safetensors file ({error}): download or train it again") from None
     _check_finite(weights, path)
+    if "lora" in contents:
+        weights = _adapted(name, contents, weights)
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:  # its first line only says that something is wrong
@@ -128,14 +132,44 @@ def load(name: str | Path, device: torch.device | str = "cpu", contents: dict | 
             f"{path.with_suffix('.json')}: size {contents.get('size', 64)} does not fit the network, whose stride is "
             f"{network.stride}: use the weights' own card"
         )
-    return replace(denoiser, autoencoder=autoencoder)
+    return replace(result, autoencoder=autoencoder)
+
+
+def denoiser(network: torch.nn.Module, contents: dict) -> Denoiser:
+    """The denoiser that a card describes, around its network."""
+    schedule = make_schedule(contents["schedule"], contents["num_train_timesteps"], contents["zero_terminal_snr"])
+    return Denoiser(network, schedule, contents["prediction_type"], contents.get("sigma_data", 0.5))
 
 
 def autoencoder_of(name: str | Path, contents: dict | None = None) -> str | None:
     """Where the autoencoder is in whose latents weights draw: a shipped name, or a path; None for
     pixels.  Cards give paths from their own folder, so that the folder of a run can be moved."""
     encoder = (card(name) if contents is None else contents).get("autoencoder")
-    return encoder if encoder is None or encoder in names() else os.path.normpath(_find(name).parent / encoder)
+    return None if encoder is None else _from_card(name, encoder)
+
+
+def _from_card(name: str | Path, other: str) -> str:
+    """Weights that a card names, as `load` takes them."""
+    return other if other in names() else os.path.normpath(_find(name).parent / other)
+
+
+def _adapted(name: str | Path, contents: dict, learnt: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights that adapters make of those that they were trained with."""
+    base = _from_card(name, contents["lora"].get("base", ""))
+    try:
+        if lora_entry(base, contents["lora"].get("rank"))["sha256"] != contents["lora"].get("sha256"):
+            raise ValueError(f"{name} holds adapters of other weights than {base} are now: train them again")
+        weights = load(base).net.state_dict()
+        if contents["network"].get("cond_dim") is None:  # what the base knew of conditions has been left behind
+            weights.pop(f"{lora.ANEW}.weight", None)
+        return lora.merged(weights, learnt)
+    except FileNotFoundError:
+        raise ValueError(f"{name} holds adapters of {base}, which is missing: it must be kept with them") from None
+
+
+def lora_entry(base: str | Path, rank: int) -> dict:
+    """What the card of adapters says of the weights that they adapt; a sum of their file tells them from others."""
+    return {"rank": rank, "base": str(base), "sha256": hashlib.sha256(_find(base).read_bytes()).hexdigest()}
 
 
 def load_autoencoder(name: str | Path, device: torch.device | str = "cpu") -> Autoencoder:
@@ -160,13 +194,14 @@ def copy(name: str | Path, path: str | Path) -> None:
 
 
 def save(path: str | Path, denoiser: Denoiser, contents: dict, dtype: torch.dtype = torch.float16) -> None:
-    """Write weights (half precision by default) and card, each whole or not at all.
+    """Write weights (half precision by default) and card, each whole or not at all; of a network with adapters
+    those alone.
 
     Args:
         path: ends in .safetensors; the card goes beside it as .json.
         contents: the card's contents; must hold what `load` needs (network, prediction_type, schedule,
             num_train_timesteps, zero_terminal_snr; for "edm" sigma_data).  The number of parameters
-            is added, and an autoencoder's path is written as seen from the card.
+            is added, and the paths of an autoencoder and of adapted weights are written as seen from the card.
 
     Raises:
         ValueError: the card lacks something; or weights that are not finite, or not in this precision.
@@ -175,15 +210,22 @@ def save(path: str | Path, denoiser: Denoiser, contents: dict, dtype: torch.dtyp
     missing = _missing(contents)
     if path.suffix != ".safetensors" or missing:
         raise ValueError(f"the card lacks {', '.join(missing)}" if missing else f"{path} must end in .safetensors")
-    weights = {key: value.detach().to("cpu", dtype).contiguous() for key, value in denoiser.net.state_dict().items()}
+    weights = lora.adapters(denoiser.net) if "lora" in contents else denoiser.net.state_dict()
+    weights = {key: value.detach().to("cpu", dtype).contiguous() for key, value in weights.items()}
     _check_finite(weights, path)
     contents = {"parameters": networks.count_parameters(denoiser.net), **contents}
-    encoder = contents.get("autoencoder")
-    if encoder is not None and encoder not in names():
-        contents["autoencoder"] = Path(os.path.relpath(encoder, path.parent)).as_posix()
+    if contents.get("autoencoder") is not None:
+        contents["autoencoder"] = _as_seen_from(path, contents["autoencoder"])
+    if "lora" in contents:
+        contents["lora"] = {**contents["lora"], "base": _as_seen_from(path, contents["lora"]["base"])}
     # When safetensors itself writes the file, a full disk comes back as some SafetensorError.
     write_atomically(path, lambda temporary: temporary.write_bytes(serialized(weights)))
     write_json(path.with_suffix(".json"), contents)
+
+
+def _as_seen_from(path: Path, name: str) -> str:
+    """Shipped weights by their name, others by their path from the folder of `path`."""
+    return name if name in names() else Path(os.path.relpath(name, path.parent)).as_posix()
 
 
 def _check_finite(weights: dict[str, torch.Tensor], path: Path) -> None:

@@ -11,11 +11,13 @@ import jinja2
 from bs4 import BeautifulSoup
 from chapters import contents, repository
 from convert import Exporter, cells, html, math_font, read
-from files import put, replaced, size, thumbnail
+from files import put, size, thumbnail
 from frames import figures
 from links import LIVE, Links
 from markupsafe import Markup
 from pygments.formatters import HtmlFormatter
+
+from diffusion_utils.files import replaced
 
 HERE = Path(__file__).resolve().parent
 

@@ -3,25 +3,25 @@
     pip install -e ".[docs]" && python site/build.py
     python -m http.server -d site          # then open http://localhost:8000
 
-It makes index.html and models/ (the networks as ONNX), vendor/ (the ONNX runtime for browsers, by npm) and book/ (the
-notebooks as pages).  Give some of the last three as arguments to build only those, and index.html.
+It makes index.html with what the package has for such pages, models/ (the networks as ONNX), vendor/ (the ONNX runtime
+for browsers) and book/ (the notebooks as pages).  Give some of the last three as arguments to build only those, and
+index.html.
 """
 
 import argparse
 import functools
-import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import chapters
 import jinja2
-from files import replaced
 
 SITE = Path(__file__).resolve().parent
 sys.path.insert(0, str(SITE.parent))  # works in a checkout, too, where the package is not installed
-MANIFEST = json.loads((SITE / "manifest.json").read_text(encoding="utf-8"))
+from diffusion_utils.commands import page as pages  # noqa: E402
+
+MANIFEST = pages.manifest(["stanford-cars-1m", "stanford-cars-text"], ["field.js"])
 
 
 def page(folder: Path = SITE) -> None:
@@ -29,10 +29,9 @@ def page(folder: Path = SITE) -> None:
     template = jinja2.Environment(autoescape=True).from_string((SITE / "index.html.j2").read_text(encoding="utf-8"))
     index = template.render(chapters=chapters.contents(SITE.parent), url=chapters.repository(SITE.parent))
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "index.html").write_text(f"{index}\n", encoding="utf-8")
-    for name in MANIFEST["page"]:
-        if name != "index.html" and folder != SITE:
-            shutil.copy(SITE / name, folder)
+    pages.fill(folder, f"{index}\n", MANIFEST)
+    if folder != SITE:
+        shutil.copy(SITE / "field.js", folder)
 
 
 def models(folder: Path) -> None:
@@ -44,17 +43,8 @@ def models(folder: Path) -> None:
 
 
 def vendor(folder: Path) -> None:
-    """The ONNX runtime for browsers, as package-lock.json pins it."""
-    npm = shutil.which("npm")
-    if npm is None:
-        raise FileNotFoundError(
-            "npm is missing, which fetches the ONNX runtime for browsers: install Node.js 20 or later"
-        )
-    quiet = ["--ignore-scripts", "--no-audit", "--no-fund", "--loglevel", "error"]
-    subprocess.run([npm, "ci", *quiet], cwd=SITE, check=True)
-    with replaced(folder) as new:
-        for name in sum(MANIFEST["runtimes"].values(), []):
-            shutil.copyfile(SITE / "node_modules/onnxruntime-web/dist" / name, new / name)
+    """The ONNX runtime for browsers, of the version that the package pins."""
+    pages.copy_runtime(folder)
 
 
 def book(folder: Path, **options) -> None:
@@ -78,13 +68,13 @@ def main(arguments: list[str] | None = None) -> None:
     out = given.out.resolve()
     try:
         there = {path.name for path in out.iterdir()} if out.exists() else set()
-        if there and not {"manifest.json", "sw.js"} <= there:
+        if there and out != SITE and not {"manifest.json", "sw.js"} <= there:
             raise ValueError(f"{out} holds something that is no such page: move it away, or name another folder")
         page(out)
         for name in given.parts or parts:
             parts[name](out / name)
             print(f"{out / name} is built")
-    except (ValueError, OSError, ModuleNotFoundError, subprocess.CalledProcessError) as error:
+    except (ValueError, OSError, ModuleNotFoundError) as error:
         sys.exit(f"error: {error}")
 
 

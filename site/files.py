@@ -1,26 +1,10 @@
-"""What is written here: folders at once, and the book's pictures, made small and measured."""
+"""What is written here: the book's pictures, made small and measured."""
 
-import contextlib
 import io
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
 from PIL import Image
-
-
-@contextlib.contextmanager
-def replaced(folder: Path) -> Iterator[Path]:
-    """A new folder, which takes the place of `folder` when it is complete."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
-        new = Path(temporary, "new")
-        new.mkdir()
-        yield new
-        if folder.exists():
-            folder.rename(Path(temporary, "old"))
-        new.rename(folder)
 
 
 def put(path: Path, data: bytes) -> None:

@@ -51,6 +51,8 @@ SLOW = {
     "test_text.py::test_a_network_learns_what_words_mean",
     "test_super_resolution.py::test_a_network_learns_to_look_at_the_small_picture",
     "test_attributes.py::test_a_trained_reader_reads_cars_it_has_not_seen",
+    "test_attributes.py::test_a_reader_of_letters_tells_them_apart",
+    "test_lora.py::test_only_the_adapters_learn_and_a_resumed_run_equals_an_uninterrupted_one",
     "test_stanford_cars.py::test_the_real_training_pictures",
     "test_stanford_cars.py::test_every_real_class_has_a_body_type",
 }

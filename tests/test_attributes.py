@@ -2,7 +2,7 @@
 
 import torch
 
-from diffusion_utils.data import to_float, toy_cars
+from diffusion_utils.data import letters, to_float, toy_cars
 from diffusion_utils.evaluation import attributes
 
 
@@ -14,6 +14,13 @@ def test_a_trained_reader_reads_cars_it_has_not_seen():
     assert torch.equal(reader.read(to_float(cars.images)), reader.read(cars.images))
     mirrored = attributes.accuracy(reader.read(cars.images.flip(3)), cars.labels)
     assert mirrored["direction"] < 0.1  # it reads the picture, not its own habits
+
+
+def test_a_reader_of_letters_tells_them_apart():
+    reader = attributes.train_reader(letters.load(1000, 16, seed=1), steps=250)
+    found = letters.load(100, 16, seed=2)
+    assert (reader.read(found.images)[:, 0] == found.labels).double().mean() > 0.8
+    assert reader.read(found.images[:2]).shape == (2, 1)
 
 
 def test_accuracy_counts_each_attribute_and_all_at_once():

@@ -34,8 +34,8 @@ def module(name):
     return loaded
 
 
-NAMES = ("peers", "ladder", "ways", "speed", "gpu", "flow", "ideal", "copying", "any_network")
-peers, ladder, ways, speed, gpu, flow, ideal, copying, any_network = map(module, NAMES)
+NAMES = ("peers", "ladder", "ways", "speed", "gpu", "flow", "ideal", "copying", "any_network", "own")
+peers, ladder, ways, speed, gpu, flow, ideal, copying, any_network, own = map(module, NAMES)
 LOAD = sets.load  # itself
 TINY = {"name": "resnet", "channels": [8], "stem": 4, "embedding_dim": 8, "cond_dim": 9}
 KINDS = dict.fromkeys(stanford_cars.BODY_TYPES, 1 / 9)
@@ -768,3 +768,53 @@ def test_reflow_is_measured_once_before_and_after(tmp_path, save):
     assert rows[0]["kid"] != rows[4]["kid"] and (tmp_path / "p.png").exists()
     flow.main(own)
     assert (tmp_path / "reflow-toy.json").read_bytes() == stored
+
+
+# ---------------------------------------------------------------- one's own pictures
+
+
+class Always:
+    """A reader that sees an a everywhere."""
+
+    def read(self, images):
+        return torch.zeros(len(images), 1, dtype=torch.int64)
+
+
+@pytest.fixture
+def hasty(monkeypatch, tmp_path, tiny_weights):
+    """Few letters, tiny networks, and weights to begin with."""
+    network = {key: value for key, value in TINY.items() if key != "cond_dim"}
+    advice = {"sampler": "ddim", "steps": 2, "guidance_scale": 1.0}
+    base = str(tiny_weights(tmp_path / "base.safetensors", network=network, conditions=KINDS, drawing=advice, size=64))
+    for name, value in {"EACH": 1, "NETWORKS": {"small": network}, "CARS_1M": network, "BASE": base}.items():
+        monkeypatch.setattr(own, name, value)
+    monkeypatch.setattr(own, "reader", Always)
+    toys = toy_cars.load(40, 64).images.repeat(3, 1, 1, 1)
+    names, classes = [f"{i:03d}.jpg" for i in range(120)], ["Jeep Wrangler SUV 2012", "Audi TTS Coupe 2012"]
+    photos = stanford_cars.CarPictures(toys, names, torch.arange(120) % 2, classes, [])
+    monkeypatch.setattr(stanford_cars, "load", lambda size: photos)
+
+
+def test_what_it_takes_is_counted_once(hasty, tmp_path):
+    arguments = ["counts", "--counts", "12", "--minutes", "0.001", "--results", str(tmp_path)]
+    arguments += ["--picture", str(tmp_path / "p.png"), "--runs", str(tmp_path / "runs")]
+    own.main(arguments)
+    (row,) = json.loads((tmp_path / "own-counts.json").read_text())
+    assert row["count"] == 12 and row["images_seen"] > 0 and row["readable"] == round(1 / 26, 4)
+    assert row["error_known"] > 0 and row["copies"] >= 0 and (tmp_path / "p.png").stat().st_size > 1000
+    own.main(arguments)
+    assert json.loads((tmp_path / "own-counts.json").read_text()) == [row]
+
+
+def test_tuning_is_compared_with_training_from_nothing(hasty, tmp_path):
+    arguments = ["tuning", "--minutes", "0.001", "--count", "12", "--results", str(tmp_path)]
+    own.main([*arguments, "--pictures", str(tmp_path), "--runs", str(tmp_path / "runs")])
+    rows = json.loads((tmp_path / "own-tuning.json").read_text())
+    assert [(row["data"], row["way"]) for row in rows] == [
+        (data, way) for data in ("letters", "cars") for way in own.WAYS
+    ]
+    assert {row["count"] for row in rows if row["data"] == "letters"} == {12}
+    assert all(row["error_unseen"] > 0 and row["error_cars"] > 0 for row in rows)
+    sizes = {row["way"]: row["bytes"] for row in rows if row["data"] == "cars"}
+    assert sizes["from nothing"] == sizes["all weights"] != sizes["adapters"]
+    assert (tmp_path / "fine_tuning_letters.png").exists() and (tmp_path / "fine_tuning_cars.png").exists()

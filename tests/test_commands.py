@@ -303,6 +303,7 @@ def test_weights_to_begin_with_bring_their_aspect(tmp_path, folder, weights):
         Image.new("RGB", (12, 12)).save(file)
     said = ["--data", folder, "--out", tmp_path / "run", "--steps", 1]
     assert configured(*said, "--start", weights, *COMMON[2:]).run.aspect == "4:3"
+    assert configured(*said, "--start", weights, "--aspect", "1:1", *COMMON[2:]).run.aspect == "1:1"
     assert configured(*said, "--size", 8, *COMMON).run.aspect == "1:1"
 
 
@@ -442,7 +443,12 @@ IGNORED = {  # options that would change nothing, and those that they belong to
     ),
     "start": ("--start stanford-cars-autoencoder-4", "autoencoder-4 is an autoencoder: add --objective autoencoder"),
     "no start": ("--start toy-cars-resnet --objective autoencoder", "is no autoencoder: leave --objective autoenc"),
-    "window": ("--start toy-cars-resnet --data . --aspect 1:1", "toy-cars-resnet learnt pictures of 4:3, not of 1:1"),
+    "adapters of nothing": ("--lora 4", "--lora adapts a trained network: give --start WEIGHTS"),
+    "adapters of pixels": ("--objective autoencoder --lora 4", "lora adapts a denoiser: leave it out with objective"),
+    "adapters for words": (
+        "--start toy-cars-resnet --condition caption --lora 4",
+        "adapters cannot learn words, which toy-cars-resnet does not know: leave --lora out",
+    ),
 }
 
 

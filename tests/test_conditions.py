@@ -123,9 +123,13 @@ def test_subfolders_are_classes_that_are_learnt_and_drawn_by_name(pets, tmp_path
     more = ["--start", weights, "--data", pets, *COMMON[:-2]]
     train(*more, "--out", tmp_path / "more")  # of the same classes
     assert pretrained.card(tmp_path / "more/weights.safetensors")["conditions"] == card["conditions"]
+    Image.new("RGB", (20, 20)).save(pets / "cat/more.png")
     (pets / "dog").rename(pets / "cow")
-    with pytest.raises(ValueError, match="knows the classes cat, dog; .*pets has cat, cow"):
-        train(*more, "--out", tmp_path / "other")
+    train(*more, "--out", tmp_path / "other")  # others are learnt anew
+    assert [*pretrained.card(tmp_path / "other/weights.safetensors")["conditions"]] == ["cat", "cow"]
+    train("--start", weights, "--data", pets / "cat", *COMMON[:-2], "--out", tmp_path / "none")  # or not at all
+    about = pretrained.card(tmp_path / "none/weights.safetensors")
+    assert "conditions" not in about and "cond_dim" not in about["network"]
 
 
 def test_classes_of_stanford_cars_are_the_196(few, tmp_path):

@@ -16,10 +16,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import parametrize
 
 from diffusion_utils import evaluation, guidance, ideal, prediction, sampling, schedule
 from diffusion_utils.evaluation import metrics
-from diffusion_utils.networks import autoencoder, blocks, dit, mixer, super_resolution, text
+from diffusion_utils.networks import autoencoder, blocks, build, dit, lora, mixer, super_resolution, text
 from diffusion_utils.training import optimizers
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "site"))
@@ -48,7 +49,7 @@ def taught(stem: str) -> dict:
     tree = ast.parse("\n".join(cell.source for cell in cells(FOLDER / f"{stem}.ipynb")))
     keep = [node for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
     space = {"torch": torch, "math": math, "nn": nn, "F": F, "re": re, "blocks": blocks, "sampling": sampling}
-    space["Schedule"] = schedule.Schedule
+    space |= {"Schedule": schedule.Schedule, "parametrize": parametrize}
     space["pictures"] = torch.zeros(1, 3, 8, 8)  # a function of notebook 8 takes them where it is given none
     exec(compile(ast.Module(keep, []), stem, "exec"), space)  # our own notebooks' code
     return space
@@ -67,6 +68,7 @@ def test_the_series_is_complete():
         "08_why_new_cars",
         "09_flow_matching",
         "10_any_network",
+        "11_your_own_pictures",
     ]
 
 
@@ -547,6 +549,23 @@ def test_taught_reach_is_the_packages(monkeypatch):
     monkeypatch.setattr(torch, "randint", lambda *_, **__: next(draws))
     monkeypatch.setattr(torch, "randn", lambda *_, **__: noise)
     torch.testing.assert_close(ours, evaluation.reach(denoiser, x0, 40))
+
+
+def test_taught_adapters_are_the_packages():
+    def new():
+        torch.manual_seed(0)
+        return build("resnet", channels=[16, 24], stem=2, embedding_dim=16, attention=[4], upsample="nearest").eval()
+
+    code, ours, theirs = taught("11_your_own_pictures"), new(), new()
+    for add, net in ((code["add_adapters"], ours), (lora.add, theirs)):
+        torch.manual_seed(1)
+        add(net, 2)
+        for name, parameter in net.named_parameters():
+            if name.endswith(".up"):
+                nn.init.normal_(parameter)
+    assert lora.adapters(ours).keys() == lora.adapters(theirs).keys()
+    x, t = torch.randn(2, 3, 16, 16), torch.tensor([3, 900])
+    assert torch.equal(ours(x, t), theirs(x, t)) and not torch.equal(ours(x, t), new()(x, t))
 
 
 @pytest.mark.skipif("CI" in os.environ, reason="the tree is a fresh clone in CI")

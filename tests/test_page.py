@@ -1,11 +1,14 @@
 """The page that draws cars in the browser: its networks against PyTorch, and the page itself in Chromium."""
 
 import base64
+import hashlib
 import importlib
+import io
 import json
 import re
 import shutil
 import sys
+import tarfile
 import time
 import tomllib
 from pathlib import Path
@@ -20,6 +23,7 @@ from diffusion_utils.networks.text import Tokenizer
 
 ROOT = Path(__file__).parents[1]
 SITE = ROOT / "site"
+PAGE = ROOT / "diffusion_utils/page"
 CARS, TEXT = "stanford-cars-1m", "stanford-cars-text"
 sys.path[:0] = [str(SITE), str(Path(__file__).parent)]
 import build
@@ -30,6 +34,10 @@ onnxruntime = pytest.importorskip(
 )
 pytest.importorskip("onnxscript", reason="the page's networks need: pip install onnxruntime onnx onnxscript")
 export = importlib.import_module("diffusion_utils.commands.export")  # the command of this name is its function
+from diffusion_utils.commands import main
+from diffusion_utils.commands import page as pages
+
+COPY_RUNTIME = pages.copy_runtime  # tests of pages put another one in its place
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +184,7 @@ def test_the_description_has_what_the_card_has(site):
 @pytest.mark.parametrize(
     "name, said",
     [
-        ("stanford-cars-resnet", "takes no condition"),
+        ("stanford-cars-autoencoder-4", "cannot draw from nothing"),
         ("stanford-cars-latent", "draws latents"),
         ("nothing", "no weights named"),
     ],
@@ -375,8 +383,8 @@ def test_a_missing_network_is_one_clear_sentence(browser, site, tmp_path):
 
 def test_the_manifest_names_what_the_form_offers_and_the_whole_page_but_the_books_files(site):
     assert re.findall(r'name="model" value="([^"]+)"', (site / "index.html").read_text()) == build.MANIFEST["models"]
-    sources = {path.name for kind in ("js", "css", "svg") for path in SITE.glob(f"*.{kind}")} - {"book.js", "book.css"}
-    assert sources | {"index.html", "manifest.json"} == {*build.MANIFEST["page"]}
+    packaged = {path.name for path in PAGE.iterdir()} - {"own.html"}
+    assert packaged | {"index.html", "field.js"} == {*build.MANIFEST["page"]}
     assert {path.name for path in site.iterdir() if path.is_file()} == {*build.MANIFEST["page"]}
 
 
@@ -397,5 +405,130 @@ def test_the_page_links_to_every_notebook_where_the_project_lives(site):
 
 
 def test_no_page_loads_anything_from_elsewhere():
-    for path in (*SITE.glob("*.js"), SITE / "style.css", SITE / "book.css"):
-        assert not re.findall(r"https?://", path.read_text()), path.name
+    for path in (*SITE.glob("*.js"), *PAGE.iterdir(), SITE / "book.css"):
+        assert not re.findall(r"https?://(?!www\.w3\.org/2000/svg|localhost)", path.read_text()), path.name
+
+
+# ---- a page around one's own network
+
+
+@pytest.fixture(scope="module")
+def runtime():
+    """Stands in for the runtime that would be fetched: the one beside the project's page, or empty files."""
+
+    def put(folder):
+        folder.mkdir()
+        for name in sum(pages.manifest()["runtimes"].values(), []):
+            if (SITE / "vendor").is_dir():
+                shutil.copyfile(SITE / "vendor" / name, folder / name)
+            else:
+                (folder / name).touch()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pages, "copy_runtime", put)
+        yield
+
+
+OWN = {
+    "cats": {"conditions": {"cat": 1, "<dog>": 3}, "aspect": "3:2", "size": 16},
+    "things": {"size": 8, "data": "own pictures, 300 cropped to 8×8"},
+}
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory, tiny_weights, runtime):
+    """Pages by name, each with its weights: of a network with classes, and of one without."""
+    folder, found = tmp_path_factory.mktemp("own"), {}
+    for name, card in OWN.items():
+        (folder / "runs" / name).mkdir(parents=True)
+        weights = tiny_weights(folder / "runs" / name / "weights.safetensors", **card, num_train_timesteps=1000)
+        assert main(["export", "--weights", str(weights), "--page", str(folder / name)]) == 0
+        found[name] = folder / name, weights
+    return found
+
+
+def test_an_own_page_holds_all_that_its_manifest_names_and_says_what_it_draws(own):
+    for name, (folder, _) in own.items():
+        contents = json.loads((folder / "manifest.json").read_text())
+        models = [f"models/network.{ending}" for ending in ("json", "onnx")]
+        vendor = [f"vendor/{file}" for files in contents["runtimes"].values() for file in files]
+        files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+        assert files == {*contents["page"], *models, *vendor}
+        index = (folder / "index.html").read_text()
+        assert f"<h1>{name}</h1>" in index and "$" not in re.sub(r"<script>.*?</script>", "", index, flags=re.DOTALL)
+    assert "trained on 300 pictures of 8×8" in index and '<p hidden><label for="kind">' in index
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_an_own_page_draws_what_python_draws_at_its_own_aspect(browser, own, name):
+    folder, weights = own[name]
+    with served(folder) as address:
+        page, errors, how = browser.new_page(), [], {}
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(address + "?backend=wasm")
+        wait_until_drawn(page)
+        if name == "cats":
+            menu = page.eval_on_selector_all("#kind option", "all => all.map(one => one.value)")
+            assert menu == ["", "cat", "<dog>"] and page.is_visible("#scale")
+            page.select_option("#kind", "<dog>")
+            page.fill("#scale", "2.5")
+            how = {"condition": "<dog>", "guidance_scale": 2.5}
+        else:
+            assert not page.is_visible("#kind") and not page.is_visible("#scale")
+        page.fill("#seed", "5")
+        page.click("button[type=submit]")
+        page.wait_for_function("/seeds from 5/.test(document.getElementById('status').textContent)", timeout=60_000)
+        pipe = pipeline.load(str(weights))
+        expected = pipe(range(5, 21), **how)
+        found = page.evaluate("Array.from(state.current.frames.at(-1).noisy)")
+        found = torch.tensor(found, dtype=torch.uint8).reshape(expected.shape)
+        assert furthest(found, expected) <= 2 and furthest(found[1:], expected[:-1]) > 20
+        width, height = (page.evaluate(f"document.getElementById('grid').{side}") for side in ("width", "height"))
+        assert (width, height) == (4 * round(64 * pipe.aspect) + 3 * 2, 4 * 64 + 3 * 2)
+        assert "16 pictures in" in page.inner_text("#status") and errors == []
+        page.close()
+
+
+def test_a_page_replaces_a_page_and_nothing_else(own, tmp_path, capsys):
+    folder, weights = own["things"]
+    (folder / "old.txt").touch()
+    export.export((str(weights),), page=folder)
+    assert not (folder / "old.txt").exists() and (folder / "models/network.onnx").exists()
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/a.jpg").touch()
+    for arguments, said in (
+        (["--page", tmp_path / "photos"], "holds something that is no such page"),
+        (["--page", tmp_path / "a", "--out", tmp_path / "b"], "--out FOLDER for the networks alone, or --page"),
+        ([], "say where to"),
+        (["--page", tmp_path / "a.html"], "is to be a folder"),
+    ):
+        assert main(["export", "--weights", str(weights), *map(str, arguments)]) == 1
+        assert said in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"photos"}
+
+
+def test_the_runtime_is_fetched_once_checked_and_kept(tmp_path, monkeypatch):
+    archive, names = io.BytesIO(), sum(pages.manifest()["runtimes"].values(), [])
+    with tarfile.open(fileobj=archive, mode="w:gz") as files:
+        for name in names:
+            entry = tarfile.TarInfo(f"package/dist/{name}")
+            entry.size = len(name)
+            files.addfile(entry, io.BytesIO(name.encode()))
+    place = tmp_path / "registry" / pages.RUNTIME / "-" / f"{pages.RUNTIME}-{pages.VERSION}.tgz"
+    place.parent.mkdir(parents=True)
+    place.write_bytes(archive.getvalue())
+    monkeypatch.setenv("DIFFUSION_UTILS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(shutil, "which", lambda name: None)  # a machine without npm
+    with served(tmp_path / "registry") as address:
+        monkeypatch.setenv(pages.REGISTRY, address)
+        with pytest.raises(OSError, match="is another file, or damaged"):
+            COPY_RUNTIME(tmp_path / "vendor")
+        digest = hashlib.sha512(archive.getvalue()).digest()
+        monkeypatch.setattr(pages, "SHA512", base64.b64encode(digest).decode())
+        COPY_RUNTIME(tmp_path / "vendor")
+    assert {path.name: path.read_text() for path in (tmp_path / "vendor").iterdir()} == {n: n for n in names}
+    COPY_RUNTIME(tmp_path / "again")  # from the cache: nothing is served any more
+    shutil.rmtree(tmp_path / "cache")
+    with pytest.raises(OSError, match="could not be fetched .*: it takes network, this once"):
+        COPY_RUNTIME(tmp_path / "never")
+    assert not (tmp_path / "never").exists()

@@ -40,7 +40,7 @@ def evaluate(
 
     Args:
         weights: A shipped name, or the path of a .safetensors file.
-        data: What it was trained on: toy_cars, stanford_cars, or a folder of pictures.
+        data: What it was trained on: toy_cars, letters, stanford_cars, or a folder of pictures.
         drawing: How to draw; what is left out is as the weights' model card advises.
         condition: As for `sample`.
         prompt: As for `sample`.

@@ -21,7 +21,7 @@ from diffusion_utils.data.pictures import ASPECT, ratio
 from diffusion_utils.data.sets import CONDITIONS, PictureSet
 from diffusion_utils.evaluation import error_per_timestep, reconstruction_quality
 from diffusion_utils.files import write_json
-from diffusion_utils.networks import Autoencoder, SuperResolution, count_macs, count_parameters
+from diffusion_utils.networks import Autoencoder, SuperResolution, count_macs, count_parameters, lora
 from diffusion_utils.networks.presets import default_network, default_size, for_latents
 from diffusion_utils.networks.super_resolution import low_resolution_cond, shrink
 from diffusion_utils.pipeline import UNCONDITIONAL, Drawing, Pipeline
@@ -217,6 +217,8 @@ class Job:
     def _measured(self, record: StepRecord) -> dict:
         """The model card's entries that are known only now."""
         config, denoiser, held_out = self.run.config, record.denoiser, self.held_out[:512]
+        if config.lora:
+            denoiser = replace(denoiser, net=lora.merge(denoiser.net))
         whose = "held_out" if self.spares_some else "training"
         done = (record.images, record.step, round(record.seconds))
         entries = {
@@ -260,11 +262,11 @@ def prepare(run: Run) -> Job:
     pictures = _pictures(run, stored)
     mirrored = pictures.flip and stored.get("mirrored", run.config.flip or bool(resumed and run.autoencoder))
     config, images, held_out, description = run.config, pictures.images, pictures.held_out, pictures.description
+    classes = pictures.classes
     if run.start and has == "class" and not resumed:
-        if pictures.classes != (known := [*pretrained.card(run.start)["conditions"]]):
-            classes = ", ".join(pictures.classes)
-            raise ValueError(f"{run.start} knows the classes {', '.join(known)}; {run.data} has {classes}")
-    network = config.network if run.condition == has else pictures.conditional(config.network)
+        classes = [*pretrained.card(run.start)["conditions"]]
+    same = run.condition == has and pictures.classes == classes
+    network = config.network if same else pictures.conditional(config.network)
     cond, entries = pictures.cond(network)
     source, autoencoder = run.autoencoder, None
     if source:
@@ -288,6 +290,7 @@ def prepare(run: Run) -> Job:
         **({"drawing": CONSISTENCY_DRAWING} if config.objective == "consistency" else {}),
         **({"autoencoder": run.autoencoder} if autoencoder else {}),
         **({"start": before} if before else {}),
+        **({"lora": pretrained.lora_entry(run.start, config.lora)} if config.lora else {}),
         "data": description,
         "licence": pictures.licence,
         **pretrained.machine(),
@@ -352,6 +355,8 @@ def _check_network(run: Run) -> None:
             f"--size {run.size} does not fit the network, which takes multiples of its stride, {stride}: "
             f"give --size {(run.size // stride + 1) * stride}, or another network"
         )
+    if run.config.lora and not (run.start or run.branch):
+        raise ValueError("--lora adapts a trained network: give --start WEIGHTS")
     if run.config.objective in STARTED and not (run.start or run.branch):
         raise ValueError(f"objective {run.config.objective!r} tunes a trained network: give start (--start WEIGHTS)")
 
@@ -418,6 +423,8 @@ def _branched(run: Run) -> tuple[Run, dict, str | None]:
     """A new run that goes on from another one's checkpoint."""
     other, contents = Run.from_folder(Path(run.branch))
     other = _located(other)
+    if other.config.lora:
+        raise ValueError(f"{run.branch} learnt adapters, from which no branch goes off: --resume it, or --start anew")
     if run.start:
         raise ValueError("--start and --branch both say what to begin with: give one of them")
     then, now = ({**vars(both), **vars(both.config)} for both in (other, run))
@@ -445,7 +452,9 @@ def _started(run: Run) -> tuple[Run, dict, str | None]:
         raise ValueError(f"{run.start} is no autoencoder: leave --objective {run.config.objective} out")
     own = [name for name in ("network", "sigma_data") if getattr(run.config, name) is not None]
     own += [name for name in ("size", "autoencoder") if getattr(run, name) is not None]
-    own += ["condition"] if run.condition not in (None, "caption") else []
+    has = sets.condition_of(card)
+    anew = ("caption", "class") if has in (None, "body_type", "class") else ("caption",)  # may be learnt of others
+    own += ["condition"] if run.condition not in (None, *anew) else []
     own += [
         name for name in pretrained.NEEDED if name != "network" and getattr(run.config, name) != getattr(OPEN, name)
     ]
@@ -453,19 +462,28 @@ def _started(run: Run) -> tuple[Run, dict, str | None]:
         raise ValueError(f"{run.start} draws pixels and cannot learn latents: leave --start or --autoencoder out")
     if own:
         raise ValueError(f"--start brings its own {own[0]}: leave --{own[0].replace('_', '-')} out")
-    has = sets.condition_of(card)
+    condition = run.condition or (has if _is_known(has, run.data) else None)
+    if run.config.lora and condition == "caption" != has:
+        raise ValueError(f"adapters cannot learn words, which {run.start} does not know: leave --lora out")
     options = {name: card[name] for name in pretrained.NEEDED}
+    if condition != has:
+        options["network"] = {name: value for name, value in card["network"].items() if name != "cond_dim"}
     config = replace(run.config, sigma_data=card.get("sigma_data", TrainConfig.sigma_data), **options)
     before = {"name": Path(run.start).stem} | {name: card.get(name, 0) for name in COUNTED}
     autoencoder = pretrained.autoencoder_of(run.start, card)
     size, aspect = card.get("size", default_size(run.data)), run.aspect
-    if run.data not in sets.LICENCES:
+    if run.data not in sets.LICENCES and aspect is None:
         aspect = card.get("aspect", ASPECT)
-        if run.aspect is not None and ratio(run.aspect) != ratio(aspect):
-            raise ValueError(f"{run.start} learnt pictures of {aspect}, not of {run.aspect}: leave --aspect out")
-    condition = run.condition or has
     run = replace(run, size=size, aspect=aspect, condition=condition, autoencoder=autoencoder, config=config)
     return run, before, has
+
+
+def _is_known(condition: str | None, data: str) -> bool:
+    """Whether pictures have what weights were conditioned on: own ones have classes where they lie in subfolders."""
+    if condition == "body_type":
+        return data == "stanford_cars"
+    inside = Path(data).iterdir() if condition == "class" and Path(data).is_dir() else ()
+    return condition != "class" or data in ("letters", "stanford_cars") or any(path.is_dir() for path in inside)
 
 
 def _device(record: StepRecord) -> torch.device:

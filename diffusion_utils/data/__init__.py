@@ -1,4 +1,4 @@
-"""Pictures to learn from: real cars from disk, and toy cars drawn by code."""
+"""Pictures to learn from: real cars and own pictures from disk, toy cars and letters drawn by code."""
 
 import torch
 from torch import Tensor

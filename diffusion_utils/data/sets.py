@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffusion_utils.data import stanford_cars, to_float, toy_cars
+from diffusion_utils.data import letters, stanford_cars, to_float, toy_cars
 from diffusion_utils.data.captions import captions as car_captions
 from diffusion_utils.data.pictures import ASPECT, Pictures, is_test, load_folder
 from diffusion_utils.networks import Autoencoder
@@ -22,7 +22,7 @@ CONDITIONS = get_args(Condition)
 Part = Literal["validation", "test"]
 LONGEST_PROMPT, PROMPTS = 12, 256  # words; captions kept on the card
 NON_COMMERCIAL = "trained on Stanford Cars (Krause et al. 2013): for non-commercial research only"
-LICENCES = {"stanford_cars": NON_COMMERCIAL, "toy_cars": "Apache-2.0, like the code"}
+LICENCES = {"stanford_cars": NON_COMMERCIAL, **dict.fromkeys(("toy_cars", "letters"), "Apache-2.0, like the code")}
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,8 +62,8 @@ class PictureSet:
 
     @property
     def flip(self) -> bool:
-        """Whether training mirrors pictures: not where captions say left and right."""
-        return not (self.data == "toy_cars" and self.condition == "caption")
+        """Whether training mirrors pictures: not where captions say left and right, and no letters."""
+        return not (self.data == "letters" or self.data == "toy_cars" and self.condition == "caption")
 
     @property
     def licence(self) -> str:
@@ -119,9 +119,9 @@ def load(data: str, size: int, condition: Condition | None = None, aspect: str |
     """The pictures that go by a name on the command line.
 
     Args:
-        data: "toy_cars", "stanford_cars", or the path of a folder of pictures, for the condition "class" of a
-            folder of such folders.  Toy cars with captions are split by kind (`toy_cars.HELD_OUT`), all others by
-            picture.
+        data: "toy_cars", "letters", "stanford_cars", or the path of a folder of pictures, for the condition
+            "class" of a folder of such folders.  Toy cars with captions are split by kind (`toy_cars.HELD_OUT`), all
+            others by picture.
         size: height and width in pixels.
         aspect: of own pictures, as for `pictures.load_folder`.
 
@@ -129,16 +129,19 @@ def load(data: str, size: int, condition: Condition | None = None, aspect: str |
         ValueError: a condition or an aspect that these pictures do not have; or as `stanford_cars.load` does.
         FileNotFoundError: no such pictures.
     """
-    if condition == "caption" and data not in LICENCES:
+    if condition == "caption" and data not in ("toy_cars", "stanford_cars"):
         raise ValueError(f"no captions are known of {data}: --condition caption goes with toy_cars or stanford_cars")
     if condition == "body_type" and data != "stanford_cars":
         raise ValueError(f"no 'body_type' is known of {data}: --condition body_type goes with --data stanford_cars")
     if condition == "class" and data == "toy_cars":
         raise ValueError("no classes are known of toy_cars: choose --condition caption, or other pictures")
     if aspect is not None and data in LICENCES:
-        raise ValueError(f"{data} are cut to 4:3, not to {aspect}: the aspect is that of own pictures")
+        shape = "drawn 1:1" if data == "letters" else "cut to 4:3"
+        raise ValueError(f"{data} are {shape}, not to {aspect}: the aspect is that of own pictures")
     if data == "toy_cars":
         return _toy_cars(size, condition)
+    if data == "letters":
+        return _letters(size, condition)
     own = data != "stanford_cars"
     if "://" in data:
         raise ValueError(f"{data} is an address: download the pictures first, and give the folder that they are in")
@@ -226,3 +229,12 @@ def _toy_cars(size: int, condition: Condition | None) -> PictureSet:
         train, held_out = images[:8192], images[8192:]
     description = f"toy cars, {len(train)} drawn at {size}×{size}{missing}"
     return PictureSet("toy_cars", train, held_out, description, condition, captions)
+
+
+def _letters(size: int, condition: Condition | None) -> PictureSet:
+    drawn = letters.load(8192 + 512, size)
+    train, held_out = drawn.images[:8192], drawn.images[8192:]
+    classes, labels = ([*letters.LETTERS], drawn.labels[:8192]) if condition == "class" else (None, None)
+    return PictureSet(
+        "letters", train, held_out, f"letters, 8192 drawn at {size}×{size}", condition, None, classes, labels, "1:1"
+    )

@@ -15,13 +15,14 @@ Pictures are stored square, like the crops of real cars in this project, but the
 """
 
 from functools import cache
-from operator import index as as_integer
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image, ImageColor, ImageDraw
 from torch import Tensor
+
+from diffusion_utils.checks import whole
 
 
 # Lengths are in pixels of a canvas of 256 x 192. A car stands at the origin and faces right: x
@@ -186,7 +187,7 @@ def draw(index: int, seed: int = 0, size: int = 64, **overrides: str) -> Tensor:
     Raises ValueError if `index` or `seed` is not a whole number of at least 0, `size` not a
     multiple of 8 and at least 16, or an override not one of the allowed values.
     """
-    if _whole("size", size, 16) % 8:
+    if whole("size", size, 16) % 8:
         raise ValueError(f"size must be a multiple of 8, not {size}; try {size // 8 * 8}.")
     for name, value in overrides.items():
         if name not in _CHOICES:
@@ -214,25 +215,16 @@ def load(count: int = 4096, size: int = 32, seed: int = 0, start: int = 0) -> To
     Raises ValueError if `count` is not a whole number of at least 1, `size` not a multiple of 8
     and at least 16, or `seed` or `start` not a whole number of at least 0.
     """
-    start = _whole("start", start, 0)
-    indices = range(start, start + _whole("count", count, 1))
+    start = whole("start", start, 0)
+    indices = range(start, start + whole("count", count, 1))
     images = torch.stack([draw(index, seed, size) for index in indices])
     labels = [[_CHOICES[name].index(value) for name, value in attributes(index, seed).items()] for index in indices]
     return ToyCars(images, [caption(index, seed) for index in indices], torch.tensor(labels))
 
 
-def _whole(name, value, least):
-    try:
-        if as_integer(value) >= least:
-            return as_integer(value)
-    except TypeError:
-        pass
-    raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}.")
-
-
 def _random(index, seed, purpose):
     """A generator for one picture and purpose alone, so that nothing depends on the order."""
-    return np.random.default_rng([_whole("seed", seed, 0), _whole("index", index, 0), purpose])
+    return np.random.default_rng([whole("seed", seed, 0), whole("index", index, 0), purpose])
 
 
 def _jitter(index, seed):

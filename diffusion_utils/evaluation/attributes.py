@@ -1,7 +1,7 @@
 """Does a picture show what its prompt asked for?  Readers that look at drawn pictures and say what they see.
 
-Toy cars: a small classifier reads body, colour, direction and time of day.  Photographs: the colour is
-measured from the pixels (`data.captions.colours`), and the body type is read from features.
+Toy cars: a small classifier reads body, colour, direction and time of day, and of letters which one it is.
+Photographs: the colour is measured from the pixels (`data.captions.colours`), and the body type is read from features.
 """
 
 import torch
@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion_utils.data import as_float, to_float, toy_cars
+from diffusion_utils.data.letters import LETTERS, Letters
 from diffusion_utils.data.order import batch_indices
 
 ATTRIBUTES = {
@@ -17,18 +18,21 @@ ATTRIBUTES = {
     "direction": toy_cars.DIRECTIONS,
     "time": toy_cars.TIMES,
 }
+COUNTS = tuple(len(values) for values in ATTRIBUTES.values())
 
 
 class AttributeReader(nn.Module):
-    """Toy cars (N, 3, H, W) in [-1, 1] to one score per value of every attribute, float (N, 19): six
+    """Pictures (N, 3, H, W) in [-1, 1] to one score per value of every attribute; of toy cars float (N, 19): six
     bodies, eight colours, two directions, three times of day.
 
     Args:
         size: H = W, a multiple of 8.
+        counts: how many values each attribute has; of letters (26,).
     """
 
-    def __init__(self, size: int = 32):
+    def __init__(self, size: int = 32, counts: tuple[int, ...] = COUNTS):
         super().__init__()
+        self.counts = counts
         widths = [(12, 32), (32, 48), (48, 64)]
         layers: list[nn.Module] = [nn.PixelUnshuffle(2)]
         for number, (before, after) in enumerate(widths):
@@ -37,35 +41,40 @@ class AttributeReader(nn.Module):
                 nn.GroupNorm(8, after),
                 nn.ReLU(),
             ]
-        scores = sum(len(values) for values in ATTRIBUTES.values())
-        self.net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * (size // 8) ** 2, scores))
+        self.net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * (size // 8) ** 2, sum(counts)))
 
     def forward(self, images: Tensor) -> Tensor:
         return self.net(images)
 
+    def by_attribute(self, images: Tensor) -> tuple[Tensor, ...]:
+        """The scores of each attribute's values."""
+        return self(images).split(self.counts, dim=1)
+
     @torch.no_grad()
     def read(self, images: Tensor) -> Tensor:
-        """What uint8 or float pictures show: int64 (N, 4), like `ToyCars.labels`."""
-        images = as_float(images).clamp(-1, 1)
-        scores = torch.cat([self(part) for part in images.split(256)])
-        return torch.stack([part.argmax(1) for part in _by_attribute(scores)], dim=1)
+        """What uint8 or float pictures show: int64 (N, attributes), like `ToyCars.labels`."""
+        parts = as_float(images).clamp(-1, 1).split(256)
+        return torch.cat([torch.stack([s.argmax(1) for s in self.by_attribute(part)], dim=1) for part in parts])
 
 
-def train_reader(cars: toy_cars.ToyCars, steps: int = 500, batch_size: int = 64, seed: int = 0) -> AttributeReader:
-    """A reader, trained on real toy cars of every kind; half a minute on two CPU cores.
+def train_reader(
+    cars: toy_cars.ToyCars | Letters, steps: int = 500, batch_size: int = 64, seed: int = 0
+) -> AttributeReader:
+    """A reader, trained on real toy cars of every kind, or on letters; half a minute on two CPU cores.
 
     A little noise is put on the pictures, so that it does not hang on to what a drawing program
     leaves in a picture and a denoiser does not.
     """
     torch.manual_seed(seed)
-    reader = AttributeReader(cars.images.shape[-1])
+    labels = cars.labels.reshape(len(cars.images), -1)
+    reader = AttributeReader(cars.images.shape[-1], COUNTS if isinstance(cars, toy_cars.ToyCars) else (len(LETTERS),))
     optimizer = torch.optim.AdamW(reader.parameters(), 2e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, steps)
     for step in range(steps):
         rows = batch_indices(step, batch_size, len(cars.images), seed)
         images = to_float(cars.images[rows])
-        scores = reader(images + 0.1 * torch.randn_like(images))
-        loss = sum(F.cross_entropy(part, label) for part, label in zip(_by_attribute(scores), cars.labels[rows].T))
+        scores = reader.by_attribute(images + 0.1 * torch.randn_like(images))
+        loss = sum(F.cross_entropy(part, label) for part, label in zip(scores, labels[rows].T))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -129,7 +138,3 @@ class FeatureReader:
         if not features.isfinite().all():
             raise ValueError("the features hold numbers that are not finite: nothing can be read from them")
         return (features.double() - self.mean) / self.spread
-
-
-def _by_attribute(scores: Tensor) -> tuple[Tensor, ...]:
-    return scores.split([len(values) for values in ATTRIBUTES.values()], dim=1)

@@ -14,6 +14,8 @@ _SKIPS = dict(name="resnet", decoder_depth=1, stem=2, skip="add", upsample="near
 CARS_1M = _SKIPS | dict(channels=[32, 64, 80, 96], attention=[8, 16], embedding_dim=48)
 # As CARS_1M, for 32×32, with attention at 8×8 and 4×4, where it meets the words of captions.
 TOY_TEXT = _SKIPS | dict(channels=[32, 64, 96], attention=[4, 8], embedding_dim=64)
+# A fifth of a million parameters, for letters and other simple things.
+LETTERS = _SKIPS | dict(channels=[24, 32, 48], attention=[8], embedding_dim=48)
 # Most of a picture that is given small is there already: three resolutions, no attention.
 DETAILS = _SKIPS | dict(channels=[32, 48, 64], embedding_dim=48)
 # For latents, by the autoencoder's stride: CARS_1M from 16×16 on, or from 8×8 on; deeper at the first
@@ -27,6 +29,7 @@ AUTOENCODER = dict(name="autoencoder", channels=[32, 64], latent_channels=4, dep
 PRESETS = {
     "stanford_cars": {"network": CARS_1M, "text": CARS_1M, "size": 64},
     "toy_cars": {"network": TOY, "text": TOY_TEXT, "size": 32},
+    "letters": {"network": LETTERS, "text": LETTERS, "size": 32},
     "folder": {"network": CARS_1M, "text": CARS_1M, "size": 64},
 }
 

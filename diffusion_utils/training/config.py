@@ -19,7 +19,7 @@ BUDGET = ("steps", "images", "minutes")
 FREE_ON_RESUME = {*BUDGET, "log_every", "checkpoint_every"}
 # What a branch shares with the run that it leaves: what its network and optimizer are.
 NOISE = ("schedule", "num_train_timesteps", "zero_terminal_snr")
-KEPT_BY_BRANCH = ("network", "prediction_type", "sigma_data", *NOISE, "objective", "optimizer")
+KEPT_BY_BRANCH = ("network", "lora", "prediction_type", "sigma_data", *NOISE, "objective", "optimizer")
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,9 @@ class TrainConfig:
     # Name and options for `networks.build`; on the command line JSON, '{"name": "resnet", "stem": 4}', and by
     # default what suits the pictures.
     network: dict | None = field(default_factory=lambda: {"name": "resnet"})
+    # With --start: leave its weights alone, and learn low-rank adapters of this rank beside them (Hu et al. 2021,
+    # 2106.09685), such as 4; the file then holds those alone, and the weights it started with must be kept.
+    lora: int | None = None
     # What the network predicts: the noise, the picture, or a mixture; see `prediction`.
     prediction_type: PredictionType = "sample"
     # For edm, the pictures' root mean square, see `prediction`; on the command line by default measured.
@@ -128,6 +131,8 @@ class TrainConfig:
             raise ValueError("objective 'consistency' weighs its loss in its own way: leave min_snr_gamma out")
         if self.objective == "consistency" and ends_in_noise:
             raise ValueError(f"objective 'consistency' needs a little signal everywhere: leave {ends_in_noise} out")
+        if self.lora is not None and self.reconstructs:
+            raise ValueError(f"lora adapts a denoiser: leave it out with objective {self.objective!r}")
         if self.feature_weight and (self.objective, self.prediction_type) != ("denoising", "sample"):
             raise ValueError(
                 "feature_weight compares the picture that the network answers with: it goes with objective 'denoising' "
@@ -178,7 +183,7 @@ def _check_kinds(options) -> None:
 
 
 _ENDLESS = {"clip_grad_norm", "min_snr_gamma"}  # no limit
-_POSITIVE = {*BUDGET, "sigma_data", "min_snr_gamma", "batch_size", "learning_rate", "clip_grad_norm"}
+_POSITIVE = {*BUDGET, "lora", "sigma_data", "min_snr_gamma", "batch_size", "learning_rate", "clip_grad_norm"}
 _POSITIVE |= {"num_train_timesteps", "log_every", "checkpoint_every"}
 
 
@@ -187,16 +192,17 @@ class Run:
     """A training from the command line: its pictures, its folder, and what it learns."""
 
     out: Path  # Folder of the run.
-    # What to learn from: toy_cars, stanford_cars, or a folder of pictures, of which one in ten is held out to measure
-    # with, chosen by its file name.
+    # What to learn from: toy_cars, letters, stanford_cars, or a folder of pictures, of which one in ten is held out to
+    # measure with, chosen by its file name.
     data: str = "toy_cars"
     resume: bool = False  # Go on from the checkpoint in --out, with its settings; the budget may be another.
     size: int | None = None  # Pixels per side; default: 64, toy cars 32.
     # Width:height of the window that is cut out of own pictures, such as 1:1 or 3:2; default: 4:3 where most of
     # them are about that wide, else 1:1.
     aspect: str | None = None
-    # What the network is conditioned on: each picture's body type, its class (own pictures: the subfolder it lies
-    # in), a caption in words (text to image), or the picture itself at half the size (super-resolution).
+    # What the network is conditioned on: each picture's body type, its class (which letter it is; of own pictures
+    # the subfolder it lies in), a caption in words (text to image), or the picture itself at half the size
+    # (super-resolution).
     condition: Condition | None = None
     autoencoder: str | None = None  # Weights of one: learn its latents of the pictures instead of their pixels.
     # Weights to begin with, a name or a path; network, schedule and prediction type are theirs.

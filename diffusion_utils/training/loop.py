@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from diffusion_utils import networks
 from diffusion_utils.files import keep_freed_memory
-from diffusion_utils.networks import TextToImage
+from diffusion_utils.networks import TextToImage, lora
 from diffusion_utils.networks.autoencoder import autoencoder_loss
 from diffusion_utils.prediction import Denoiser, min_snr_weight
 from diffusion_utils.training import arithmetic
@@ -98,7 +98,7 @@ def train(
             zeros is none.  (N, K, *net.cond_shape) gives each picture K conditions to choose from.
             Networks for super-resolution make their own.
         start: a trained network, to begin with its weights instead of random ones: of the same form, or
-            the picture network of a `TextToImage`, which then only has to learn the text.
+            the picture network of a `TextToImage`, which then only has to learn the text; see `begin_with`.
         begin: called once, when all has been checked and before the first step: writes what belongs beside the
             checkpoint.
         branch: folder of another run, whose weights, average and optimizer this one takes over; their
@@ -124,6 +124,8 @@ def train(
         raise ValueError("start and branch both say what to begin with: give one of them")
     if config.objective in STARTED and start is None and branch is None and not resumed:
         raise ValueError(f"objective {config.objective!r} tunes a trained network: give start (--start WEIGHTS)")
+    if config.lora and start is None and branch is None and not resumed:
+        raise ValueError("lora adapts a trained network: give start (--start WEIGHTS)")
     _check_images(images)
     config.progress(0, 0)  # an error where there is no budget, before anything is done
     accelerator = _accelerator(config)
@@ -263,20 +265,20 @@ def make_objective(
 
 def begin_with(net: nn.Module, start: nn.Module) -> None:
     """Put a trained network's weights into `net`, or into its picture network where `net` is a
-    `TextToImage` and the start is none: then what has to do with the text stays new, and what the start
-    knew of other conditions is left behind.
+    `TextToImage` and the start is none: then what has to do with the text stays new.  What the start knew of
+    conditions is left behind where `net` takes none, or another number of them.
 
     Raises:
         ValueError: the start is a network of another form.
     """
-    whole = not isinstance(net, TextToImage) or isinstance(start, TextToImage)
+    whole, cond = not isinstance(net, TextToImage) or isinstance(start, TextToImage), f"{lora.ANEW}.weight"
     into, weights = (net if whole else net.net), start.state_dict()
-    if not whole:
-        weights = {name: value for name, value in weights.items() if name != "embed.cond.weight"}
     own = into.state_dict()
+    if cond in weights and not (whole and cond in own and own[cond].shape == weights[cond].shape):
+        del weights[cond]
     new = [name for name in own if name not in weights]
     fits = weights.keys() <= own.keys() and all(own[name].shape == value.shape for name, value in weights.items())
-    if not fits or any(whole or not (".cross." in name or name == "embed.cond.weight") for name in new):
+    if not fits or any(name != cond and (whole or ".cross." not in name) for name in new):
         raise ValueError("the network to start with has another form than the one to be trained: give it its options")
     into.load_state_dict({**own, **weights})
 
@@ -360,6 +362,8 @@ def _new_state(config: TrainConfig, device: torch.device, start: nn.Module | Non
     net = networks.build(**config.network).to(device)
     if start is not None:
         begin_with(net, start)
+    if config.lora:
+        lora.add(net, config.lora)
     decoder_loss = None
     if config.objective == "decoder":
         net.encoder.requires_grad_(False)

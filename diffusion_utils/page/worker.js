@@ -14,22 +14,22 @@ async function load(name) {
   return ort.InferenceSession.create(`models/${name}.onnx`, { executionProviders: [provider] });
 }
 
-/** x̂₀ of noisy pictures x at timestep t, a Float32Array; cond: a condition, or the numbers of words, for each. */
+/** x̂₀ of noisy pictures x at timestep t, a Float32Array; cond: a condition, or the numbers of words, for each, if any. */
 async function predict({ name, about, x, t, cond, scale }) {
   sessions[name] ??= load(name).catch((error) => {
     delete sessions[name]; // so that the next drawing tries again
     throw error;
   });
   const session = await sessions[name];
-  const count = cond.length;
-  const { x0 } = await session.run({
+  const count = x.length / (3 * about.size ** 2);
+  const inputs = {
     x_t: new ort.Tensor("float32", x, [count, 3, about.size, about.size]),
-    t: new ort.Tensor("int64", BigInt64Array.from(cond, () => BigInt(t)), [count]),
-    cond: about.words
-      ? new ort.Tensor("int64", BigInt64Array.from(cond.flat(), BigInt), [count, about.length])
-      : new ort.Tensor("float32", Float32Array.from(cond.flat()), [count, cond[0].length]),
-    guidance_scale: new ort.Tensor("float32", [scale], []),
-  });
+    t: new ort.Tensor("int64", new BigInt64Array(count).fill(BigInt(t)), [count]),
+  };
+  if (about.words) inputs.cond = new ort.Tensor("int64", BigInt64Array.from(cond.flat(), BigInt), [count, about.length]);
+  else if (cond) inputs.cond = new ort.Tensor("float32", Float32Array.from(cond.flat()), [count, cond[0].length]);
+  if (about.guided) inputs.guidance_scale = new ort.Tensor("float32", [scale], []);
+  const { x0 } = await session.run(inputs);
   return Float32Array.from(await x0.getData());
 }
 

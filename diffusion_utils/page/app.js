@@ -3,9 +3,10 @@
 import { addNoise, alphaSigma, dpmSolver, encode, noise, remark, timesteps, toBytes } from "./draw.js";
 
 const $ = (id) => document.getElementById(id);
-const SIZE = 64; // of a picture; it is stored square and shown at 4:3
-const NUMBERS = 3 * SIZE * SIZE;
-const CELL = { width: 85, height: 64, gap: 2 };
+const { one, many, build } = document.body.dataset; // a car, cars, and how the networks come here
+const GAP = 2; // between the pictures of a grid
+let size, numbers; // a picture's side, and how many numbers it has; it is stored square …
+let width, height; // … and shown at its own aspect
 const state = {
   provider: null, // of the runtime: "wasm" or "webgpu"
   workers: [], // each with the `job` it is at
@@ -70,7 +71,7 @@ function predict(question) {
 function describe(name) {
   state.models[name] ??= fetch(`models/${name}.json`)
     .then((answer) => {
-      if (!answer.ok) throw new Error("The networks are missing here: build the page with  python site/build.py");
+      if (!answer.ok) throw new Error(`The networks are missing here: build the page with  ${build}`);
       return answer.json();
     })
     .catch((error) => {
@@ -80,8 +81,18 @@ function describe(name) {
   return state.models[name];
 }
 
-/** Each car's condition, as numbers for the network. */
+/** How a network's pictures are shown. */
+function fit(about) {
+  size = about.size;
+  numbers = 3 * size * size;
+  height = Math.max(64, size);
+  width = Math.round(height * about.aspect);
+  Object.assign(cell, { width: size, height: size });
+}
+
+/** Each picture's condition, as numbers for the network; undefined where it takes none. */
 function conditions(about, seeds) {
+  if (!about.words && !about.conditions) return undefined;
   if (about.words) return seeds.map(() => encode($("prompt").value, about.words, about.length));
   const kinds = Object.keys(about.conditions);
   const kind = $("kind").value;
@@ -100,10 +111,12 @@ async function draw(from, scroll = true) {
   try {
     const [about] = await Promise.all([describe(name), ready]);
     if (drawing !== state.drawing) return;
+    fit(about);
     if ($("kind").length === 1 && about.conditions) $("kind").append(...Object.keys(about.conditions).map((kind) => new Option(kind)));
-    $("remark").textContent = about.words ? remark($("prompt").value, about.words, about.length) : "";
+    if (about.words) $("remark").textContent = remark($("prompt").value, about.words, about.length);
     const seeds = from?.seeds ?? Array.from({ length: Number($("count").value) }, (_, i) => Number($("seed").value) + i);
-    const condition = about.words ? $("prompt").value.trim() || "any car" : $("kind").value || "each a kind of its own";
+    const any = about.words ? `any ${one}` : about.conditions ? "each a kind of its own" : "of any kind";
+    const condition = (about.words ? $("prompt").value.trim() : $("kind").value) || any;
     const [scale, steps] = ["scale", "steps"].map((id) => Number($(id).value));
     send({ scroll, name, about, seeds, condition, from, cond: conditions(about, seeds), scale, steps });
   } catch (error) {
@@ -133,10 +146,10 @@ async function walk(current, part, share) {
   const { name, about, scale, steps, cond, from, seeds } = current.request;
   const { drawing } = state;
   const which = [part.first, part.first + share];
-  const question = { name, about, scale, cond: cond.slice(...which) };
+  const question = { name, about, scale, cond: cond?.slice(...which) };
   let visited = timesteps(about.alphas_cumprod.length, steps);
   if (from) visited = [from.t, ...visited.filter((t) => t < from.t)];
-  const start = from ? from.x.slice(...which.map((i) => i * NUMBERS)) : noise(seeds.slice(...which), NUMBERS);
+  const start = from ? from.x.slice(...which.map((i) => i * numbers)) : noise(seeds.slice(...which), numbers);
   const guess = (x, t) => predict({ ...question, x, t });
   for await (const { t, x, x0 } of dpmSolver(guess, about.alphas_cumprod, start, visited)) {
     if (drawing !== state.drawing) return;
@@ -148,11 +161,11 @@ async function walk(current, part, share) {
 function keep(current, part, steps, t, noisy, guess) {
   const count = current.request.seeds.length;
   const frame = (current.frames[part.step] ??= {
-    t, noisy: new Uint8ClampedArray(count * NUMBERS), guess: new Uint8ClampedArray(count * NUMBERS),
+    t, noisy: new Uint8ClampedArray(count * numbers), guess: new Uint8ClampedArray(count * numbers),
   });
-  frame.noisy.set(noisy, part.first * NUMBERS);
-  frame.guess.set(guess, part.first * NUMBERS);
-  paint(frame, part.first, part.first + noisy.length / NUMBERS);
+  frame.noisy.set(noisy, part.first * numbers);
+  frame.guess.set(guess, part.first * numbers);
+  paint(frame, part.first, part.first + noisy.length / numbers);
   part.step++;
   const done = Math.min(...current.parts.map(({ step }) => step)) - 1; // the guess at the start is step 0
   if (done < 0) return;
@@ -173,7 +186,7 @@ function finish(count, steps) {
   const { current, provider } = state;
   const { seeds, condition, from } = current.request;
   const seconds = ((performance.now() - current.started) / 1000).toFixed(1);
-  const cars = count === 1 ? "One car" : `${count} cars`;
+  const cars = count === 1 ? `One ${one}` : `${count} ${many}`;
   const busy = Math.min(current.parts.length, state.workers.length);
   const threads = busy === 1 ? "one thread" : `${busy} threads`;
   setStatus(`${cars} in ${seconds} s: ${steps} steps, ${provider === "webgpu" ? "WebGPU" : `WebAssembly on ${threads}`}, ` +
@@ -190,28 +203,27 @@ function finish(count, steps) {
 
 // ---- painting
 
-const cell = new OffscreenCanvas(SIZE, SIZE);
+const cell = new OffscreenCanvas(1, 1);
 const cellContext = cell.getContext("2d");
 
-/** Paint the pictures first … last-1 out of bytes (pictures, 3, 64, 64), where a grid of all of them has these. */
-function paintCells(canvas, bytes, first = 0, last = bytes.length / NUMBERS) {
-  const all = bytes.length / NUMBERS;
+/** Paint the pictures first … last-1 out of bytes (pictures, 3, size, size), where a grid of all of them has these. */
+function paintCells(canvas, bytes, first = 0, last = bytes.length / numbers) {
+  const all = bytes.length / numbers;
   const columns = Math.min(4, all);
-  const width = columns * (CELL.width + CELL.gap) - CELL.gap;
-  const height = Math.ceil(all / columns) * (CELL.height + CELL.gap) - CELL.gap;
+  const whole = [columns * (width + GAP) - GAP, Math.ceil(all / columns) * (height + GAP) - GAP];
   // A change of its size, and only that, clears the canvas.
-  if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
-  const plane = SIZE * SIZE;
+  if (canvas.width !== whole[0] || canvas.height !== whole[1]) [canvas.width, canvas.height] = whole;
+  const plane = size * size;
   for (let i = first; i < last; i++) {
-    const image = cellContext.createImageData(SIZE, SIZE);
+    const image = cellContext.createImageData(size, size);
     for (let j = 0; j < plane; j++) {
       for (let c = 0; c < 3; c++) image.data[4 * j + c] = bytes[(3 * i + c) * plane + j];
       image.data[4 * j + 3] = 255;
     }
     cellContext.putImageData(image, 0, 0);
-    const x = (i % columns) * (CELL.width + CELL.gap);
-    const y = Math.floor(i / columns) * (CELL.height + CELL.gap);
-    canvas.getContext("2d").drawImage(cell, x, y, CELL.width, CELL.height);
+    const x = (i % columns) * (width + GAP);
+    const y = Math.floor(i / columns) * (height + GAP);
+    canvas.getContext("2d").drawImage(cell, x, y, width, height);
   }
 }
 
@@ -233,9 +245,9 @@ function paintStep() {
 /** The first drawn cars at timestep t of the forward process, with noise of their own. */
 function noisyPictures(count) {
   const { request: { seeds, about }, frames } = state.current;
-  const x0 = Float32Array.from(frames.at(-1).noisy.subarray(0, count * NUMBERS), (byte) => byte / 127.5 - 1);
+  const x0 = Float32Array.from(frames.at(-1).noisy.subarray(0, count * numbers), (byte) => byte / 127.5 - 1);
   // Other noise than the cars came from: that noise would lead back to them at any t.
-  const epsilon = noise(seeds.slice(0, count).map((seed) => seed + 1_000_000), NUMBERS);
+  const epsilon = noise(seeds.slice(0, count).map((seed) => seed + 1_000_000), numbers);
   return addNoise(about.alphas_cumprod, x0, epsilon, Number($("t").value));
 }
 
@@ -249,7 +261,7 @@ function paintNoised() {
   const decibels = (10 * Math.log10(snr)).toFixed(1).replace("-", "−");
   $("t-value").textContent = `t = ${t} · signal-to-noise ratio ${Number(snr.toPrecision(3)).toLocaleString("en")} (${decibels} dB) · ` +
     `share of signal left √ᾱ = ${alpha.toFixed(3)}`;
-  $("noised").setAttribute("aria-label", `The first of the cars with the noise of t = ${t}`);
+  $("noised").setAttribute("aria-label", `The first of the ${many} with the noise of t = ${t}`);
 }
 
 /** Draw again from the cars with the noise that they have now. */
@@ -293,7 +305,7 @@ $("another").addEventListener("click", () => {
   draw();
 });
 $("again").addEventListener("click", drawFromNoised);
-for (const radio of $("request").elements.model) radio.addEventListener("change", showFields);
+for (const radio of document.querySelectorAll("[name=model]")) radio.addEventListener("change", showFields);
 for (const id of ["scale", "steps"]) {
   const show = () => ($(`${id}-value`).textContent = $(id).value);
   $(id).addEventListener("input", show);
