@@ -326,7 +326,7 @@ def test_every_way_of_guidance_can_be_drawn_with_the_shipped_weights():
     pipe = replace(pipeline.load("stanford-cars-1m"), drawing=DEFAULT)
     for way in ways.GUIDANCE.values():
         guided = pipe.guided(range(2), **way)
-        assert isinstance(guided, Guided) and (guided.guide is not None) == ("skip_layers" in way)
+        assert isinstance(guided, Guided) and (guided.guide is not None) == ("skip_layers" in way or "guide" in way)
         assert guided.guidance_scale == way.get("guidance_scale", 1) and guided.time_shift == way.get("time_shift", 0)
 
 

@@ -33,9 +33,6 @@ class TrainConfig:
     # Name and options for `networks.build`; on the command line JSON, '{"name": "resnet", "stem": 4}', and by
     # default what suits the pictures.
     network: dict | None = field(default_factory=lambda: {"name": "resnet"})
-    # With --start: leave its weights alone, and learn low-rank adapters of this rank beside them (Hu et al. 2021,
-    # 2106.09685), such as 4; the file then holds those alone, and the weights it started with must be kept.
-    lora: int | None = None
     # What the network predicts: the noise, the picture, or a mixture; see `prediction`.
     prediction_type: PredictionType = "sample"
     # For edm, the pictures' root mean square, see `prediction`; on the command line by default measured.
@@ -51,6 +48,9 @@ class TrainConfig:
     min_snr_gamma: float | None = None
     # With min_snr_gamma, the least weight of an error of x̂₀; see `prediction.min_snr_weight`.
     snr_floor: float = 0.0
+    # With --start: leave its weights alone, and learn low-rank adapters of this rank beside them (Hu et al. 2021,
+    # 2106.09685), such as 4; the file then holds those alone, and the weights it started with must be kept.
+    lora: int | None = None
     # How much it counts, beside the error of x̂₀, that EfficientNet-Lite1 sees in x̂₀ what it sees in the picture, where
     # no more than half of x_t is noise (α ≥ σ); with prediction type sample, on pixels.  See `perceptual.Perceptual`.
     feature_weight: float = 0.0
