@@ -28,6 +28,7 @@ from diffusion_utils.networks import presets
 from diffusion_utils.pipeline import Pipeline
 from diffusion_utils.prediction import Denoiser
 from diffusion_utils.training import TrainConfig, load_checkpoint, read_log
+from diffusion_utils.training.arithmetic import precision_on
 from diffusion_utils.training.batches import make_batch
 
 ROOT = Path(__file__).parent.parent
@@ -124,6 +125,7 @@ def test_a_run_on_toy_cars_from_start_to_finish(tmp_path, few_toys, capsys):
     about = pretrained.card(out / "weights.safetensors")
     assert about["network"] == TINY and about["prediction_type"] == "sample"
     assert (about["size"], about["steps"], about["images_seen"], about["seed"]) == (16, 6, 48, 0)
+    assert about["mixed_precision"] == precision_on(torch.device("cpu"))  # what was chosen, not "auto"
     assert about["data"] == "toy cars, 8192 drawn at 16×16" and "Apache-2.0" in about["licence"]
     loss = read_log(out / "log.jsonl")[-1]["loss"]
     assert about["training_loss"] == pytest.approx(loss, abs=1e-4)

@@ -541,8 +541,11 @@ def test_taught_transformer_is_the_packages():
 
 
 def test_taught_reach_is_the_packages(monkeypatch):
-    net = torch.nn.Conv2d(3, 3, 5, padding=2)
-    denoiser = prediction.Denoiser(lambda x, t: net(x), schedule.cosine(100), "sample")
+    class Blind(nn.Conv2d):
+        def forward(self, x, t):
+            return super().forward(x)
+
+    denoiser = prediction.Denoiser(Blind(3, 3, 5, padding=2), schedule.cosine(100), "sample")
     x0, places, noise = torch.rand(6, 3, 9, 9), torch.randint(9, (6, 2)), torch.randn(6, 3, 9, 9)
     draws = iter((torch.ones(6, 1, 1).long(), places[:, 0].reshape(-1, 1, 1), places[:, 1].reshape(-1, 1, 1)))
     ours = taught("10_any_network")["reach"](denoiser, x0, noise, 40, places)

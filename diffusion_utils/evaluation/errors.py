@@ -12,6 +12,10 @@ from diffusion_utils.prediction import Denoiser, check_prediction_type
 from diffusion_utils.sampling import generator
 
 
+def _device(denoiser: Denoiser) -> torch.device:
+    return next((p.device for p in denoiser.net.parameters()), torch.device("cpu"))
+
+
 @torch.no_grad()
 def error_per_timestep(
     denoiser: Denoiser,
@@ -31,7 +35,7 @@ def error_per_timestep(
         seed: of the noise, the same at every timestep.
         cond: the condition of each picture, one row each; None: unconditional.
     """
-    device = next((p.device for p in denoiser.net.parameters()), torch.device("cpu"))
+    device = _device(denoiser)
     # Variance around the mean picture: what is left to know once one has seen the whole set.
     pictures = as_float(images)
     variance = (pictures - pictures.mean(0)).square().mean().item()
@@ -69,16 +73,18 @@ def reach(denoiser: Denoiser, images: Tensor, t: int, seed: int = 0) -> Tensor:
         (max(H, W),), means over the pictures: the share within 0, 1, 2 … pixels, counted along rows or along
         columns, whichever are more.
     """
-    x0, random = as_float(images), generator(seed)
+    device, random = _device(denoiser), generator(seed)
+    x0 = as_float(images).to(device)
     count, channels, height, width = x0.shape
     places = [torch.randint(n, (count, 1, 1), generator=random) for n in (channels, height, width)]
-    steps = torch.full((count,), t)
-    x_t = denoiser.schedule.add_noise(x0, torch.randn(x0.shape, generator=random), steps).requires_grad_()
-    channel, row, column = places
-    answers = denoiser(x_t, steps)[torch.arange(count), channel.flatten(), row.flatten(), column.flatten()]
+    steps, noise = torch.full((count,), t, device=device), torch.randn(x0.shape, generator=random).to(device)
+    x_t = denoiser.schedule.add_noise(x0, noise, steps).requires_grad_()
+    channel, row, column = (place.to(device) for place in places)
+    numbers = torch.arange(count, device=device)
+    answers = denoiser(x_t, steps)[numbers, channel.flatten(), row.flatten(), column.flatten()]
     (gradient,) = torch.autograd.grad(answers.sum(), x_t)
     sensitivity = gradient.square().sum(1)
-    rows, columns = torch.arange(height)[:, None], torch.arange(width)
+    rows, columns = torch.arange(height, device=device)[:, None], torch.arange(width, device=device)
     distance = torch.maximum((rows - row).abs(), (columns - column).abs())
     sensitivity = sensitivity / sensitivity.sum((1, 2), keepdim=True)
     return torch.stack([(sensitivity * (distance <= far)).sum((1, 2)).mean() for far in range(max(height, width))])
