@@ -107,7 +107,7 @@ def error(capsys):
 
 def test_a_run_on_toy_cars_from_start_to_finish(tmp_path, few_toys, capsys):
     out = tmp_path / "new" / "run"
-    train("--data", "toy_cars", "--out", out, "--steps", 6, "--size", 16, *COMMON)
+    train("--data", "toy_cars", "--out", out, "--steps", 6, "--size", 16, *COMMON, "--mixed-precision", "auto")
     assert files(out) == [
         "checkpoint.pt",
         "log.jsonl",
