@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusion_utils import networks, pretrained
-from diffusion_utils.data import to_float, to_uint8
+from diffusion_utils.data import order, to_float, to_uint8
 from diffusion_utils.data.sets import as_latents
 from diffusion_utils.guidance import Guided, skip_layers
 from diffusion_utils.networks.autoencoder import autoencoder_loss
@@ -24,7 +24,7 @@ from diffusion_utils.pipeline import DEFAULT, Pipeline
 from diffusion_utils.prediction import PREDICTION_TYPES, Denoiser, min_snr_weight
 from diffusion_utils.sampling import SAMPLERS, Noise, sample
 from diffusion_utils.schedule import make_schedule
-from diffusion_utils.training import TrainConfig
+from diffusion_utils.training import TrainConfig, batches
 from diffusion_utils.training.batches import Batch, make_batch, make_cond, make_low_resolution
 from diffusion_utils.training.consistency import consistency_loss
 from diffusion_utils.training.loop import make_objective
@@ -67,6 +67,9 @@ def gpu(monkeypatch):
     monkeypatch.setattr(torch, "Generator", NoGenerator)
     monkeypatch.setattr(torch.Tensor, "isfinite", lambda tensor: Yes())  # its answer is read
     monkeypatch.setattr(type(SCHEDULE), "__post_init__", lambda schedule: None)  # reads the numbers, on the CPU
+    for module, name in ((batches, "_log_noise_levels"), (order, "_epoch_order")):
+        # Without its memory, in which fake tensors would wait for the tests that follow.
+        monkeypatch.setattr(module, name, getattr(module, name).__wrapped__)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
 
         def move(module: nn.Module) -> nn.Module:

@@ -114,6 +114,13 @@ def test_the_average_is_the_network_that_is_handed_out(tmp_path):
     assert not record.denoiser.net.training
 
 
+def test_on_a_cpu_weights_lie_in_memory_as_convolutions_compute():
+    *_, record = train(config(steps=1), pictures())
+    kernels = [p for p in record.denoiser.net.parameters() if p.dim() == 4]
+    assert any(not kernel.is_contiguous() for kernel in kernels)
+    assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
+
+
 def test_the_same_seed_trains_the_same_network_and_another_seed_another():
     runs = [list(train(config(seed=seed), pictures()))[-1] for seed in (0, 0, 1)]
     assert torch.equal(weights(runs[0]), weights(runs[1])) and runs[0].loss == runs[1].loss

@@ -105,6 +105,11 @@ class ResBlock(nn.Module):
         return self.carry(x) + self.conv2(F.silu(h))
 
 
+def tokens(x: Tensor) -> Tensor:
+    """(N, C, H, W) to (N, H·W, C), each place's numbers side by side: PyTorch's fast attention needs them so."""
+    return x.flatten(2).transpose(1, 2).contiguous()
+
+
 class SelfAttention(nn.Module):
     """Every place of the feature map looks at every other one (Vaswani et al. 2017), and adds what
     it found; as in the U-Nets of DDPM (appendix B) and, with several heads, Dhariwal & Nichol 2021.
@@ -136,7 +141,8 @@ class SelfAttention(nn.Module):
             return x
         n, c, height, width = x.shape
         # (N, 3C, H, W) to three of (N, heads, H·W, C/heads)
-        q, k, v = self.qkv(self.norm(x)).reshape(n, 3, self.heads, -1, height * width).transpose(3, 4).unbind(1)
+        qkv = tokens(self.qkv(self.norm(x)))
+        q, k, v = qkv.reshape(n, height * width, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         found = F.scaled_dot_product_attention(q, k, v)
         x = x + self.out(found.transpose(2, 3).reshape(n, c, height, width))
         return x if self.cross is None else self.cross(x, *context)
@@ -169,8 +175,9 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor, mask: Tensor) -> Tensor:
         n, c, height, width = x.shape
-        q = self.q(self.norm(x)).reshape(n, self.heads, -1, height * width).transpose(2, 3)  # (N, heads, H·W, d)
-        k, v = self.kv(context).reshape(n, len(mask[0]), 2, self.heads, -1).permute(2, 0, 3, 1, 4)  # (N, heads, L, d)
+        # q as (N, heads, H·W, C/heads), k and v as (N, heads, L, C/heads)
+        q = tokens(self.q(self.norm(x))).reshape(n, height * width, self.heads, -1).transpose(1, 2)
+        k, v = self.kv(context).reshape(n, len(mask[0]), 2, self.heads, -1).permute(2, 0, 3, 1, 4)
         found = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :])
         return x + self.out(found.transpose(2, 3).reshape(n, c, height, width))
 

@@ -364,6 +364,8 @@ def _new_state(config: TrainConfig, device: torch.device, start: nn.Module | Non
         begin_with(net, start)
     if config.lora:
         lora.add(net, config.lora)
+    if device.type == "cpu":  # as convolutions compute there; on GPUs group norms would put everything back
+        net.to(memory_format=torch.channels_last)
     decoder_loss = None
     if config.objective == "decoder":
         net.encoder.requires_grad_(False)
