@@ -82,6 +82,24 @@ def likeness(ours: Tensor, theirs: Tensor, mean: Tensor) -> float:
     return F.cosine_similarity((ours - mean).flatten(), (theirs - mean).flatten(), dim=0).item()
 
 
+def _check_pictures(pictures: Tensor) -> None:
+    """Raise a ValueError for what are no pictures in [-1, 1]."""
+    kind = f"{pictures.dtype} {tuple(pictures.shape)}"
+    if pictures.dim() == 4 and pictures.is_floating_point() and len(pictures):
+        low, high = pictures.min().item(), pictures.max().item()
+        if -1.01 <= low and high <= 1.01:
+            return
+        kind = f"numbers from {low:.3g} to {high:.3g}"
+    raise ValueError(f"expected float pictures (M, C, H, W) in [-1, 1], not {kind}: see data.to_float")
+
+
+def _check_fit(x_t: Tensor, pictures: Tensor, places: bool = True) -> None:
+    """Raise a ValueError for x_t of another shape than the pictures, or, without `places`, other channels."""
+    ours, theirs = tuple(x_t.shape[1:]), tuple(pictures.shape[1:])
+    if ours != theirs if places else ours[:1] != theirs[:1]:
+        raise ValueError(f"x_t is {ours}, and the pictures known are {theirs}: give shape={theirs}")
+
+
 @dataclass(frozen=True, eq=False)
 class Ideal:
     """An ideal denoiser that every sampler takes in place of a network.
@@ -102,9 +120,7 @@ class Ideal:
     anywhere: bool = False
 
     def __post_init__(self):
-        if self.pictures.dim() != 4 or not self.pictures.is_floating_point() or not len(self.pictures):
-            kind = f"{self.pictures.dtype} {tuple(self.pictures.shape)}"
-            raise ValueError(f"expected float pictures (M, C, H, W) in [-1, 1], not {kind}: see data.to_float")
+        _check_pictures(self.pictures)
         if self.patch is None and self.anywhere:
             raise ValueError("whole pictures have one place only: give a patch, such as 5")
         if self.patch is not None and (self.patch < 1 or self.patch % 2 == 0):
@@ -114,6 +130,7 @@ class Ideal:
         """x̂₀ (N, C, H, W) for x_t of the same shape; t int64 (N,) in [0, T-1], one and the same for all."""
         if len(t.unique()) != 1:
             raise ValueError("an ideal denoiser takes one timestep for the whole batch")
+        _check_fit(x_t, self.pictures, places=not self.anywhere)
         alpha, sigma = (level.reshape(()) for level in self.schedule.alpha_sigma(t[:1], like=x_t[:1]))
         if self.patch is None:
             return whole(x_t, self.pictures, alpha, sigma)
@@ -133,6 +150,7 @@ class Gaussian:
     schedule: Schedule
 
     def __post_init__(self):
+        _check_pictures(self.pictures)
         rows = self.pictures.flatten(1)
         _, singular, vectors = torch.linalg.svd(rows - rows.mean(0), full_matrices=False)
         object.__setattr__(self, "mean", rows.mean(0))
@@ -141,6 +159,7 @@ class Gaussian:
 
     def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
         """x̂₀ (N, C, H, W); t int64 (N,) in [0, T-1]."""
+        _check_fit(x_t, self.pictures)
         alpha, sigma = self.schedule.alpha_sigma(t, like=x_t.flatten(1))
         along = (x_t.flatten(1) - alpha * self.mean) @ self.vectors.T
         shrunk = alpha * self.eigenvalues / (alpha**2 * self.eigenvalues + sigma**2) * along

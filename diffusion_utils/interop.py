@@ -48,7 +48,9 @@ class DiffusersModel(nn.Module):
 
     @torch.no_grad()
     def forward(self, sample: Tensor, timestep: Tensor | int, return_dict: bool = True) -> SimpleNamespace | tuple:
-        """x_t (N, 3, H, W) and t, one for all or (N,), to `.sample`, x̂₀ (N, 3, H, W)."""
+        """x_t (N, 3, H, W) and t, one for all or (N,), to `.sample`, x̂₀ (N, 3, H, W); both float32."""
+        if sample.dtype != torch.float32:
+            raise ValueError(f"x_t is {sample.dtype}: leave the model as it is, float32, and choose no other dtype")
         t = torch.as_tensor(timestep, dtype=torch.int64, device=sample.device).expand(len(sample))
         x0 = self.denoiser(sample, t).clamp(-1, 1)
         return SimpleNamespace(sample=x0) if return_dict else (x0,)
@@ -57,12 +59,15 @@ class DiffusersModel(nn.Module):
 def scheduler_config(schedule: Schedule) -> dict:
     """Arguments for diffusers' DDIMScheduler, DPMSolverMultistepScheduler and the like, which then visit the
     timesteps that our samplers visit.  (Their DDIM rounds its stride: give it a number of steps that divides T.)
+    Where nothing of the picture is left at the end, they are told, as they divide by what is left.
     """
+    no_signal = schedule.alphas_cumprod[-1].item() == 0
     return {
         "num_train_timesteps": schedule.num_train_timesteps,
         "trained_betas": schedule.betas.tolist(),
         "prediction_type": "sample",
         "timestep_spacing": "trailing",
+        **({"rescale_betas_zero_snr": True} if no_signal else {}),
     }
 
 
@@ -74,13 +79,15 @@ class HubModel(nn.Module, PyTorchModelHubMixin, library_name="simple-diffusion-m
         card: as `pretrained.card` gives it; of a network that draws pixels.
 
     Raises:
-        ValueError: it draws latents, for which this has no place.
+        ValueError: it draws latents, for which this has no place; or its card lacks the size of its pictures.
     """
 
     def __init__(self, card: dict):
         super().__init__()
         if card.get("autoencoder"):
             raise ValueError("these weights draw latents: share their folder, with the autoencoder in it, instead")
+        if "size" not in card:
+            raise ValueError("the card lacks size: how many pixels a picture has per side")
         # What the weights adapted has been added to them.
         self.card = {name: entry for name, entry in card.items() if name != "lora"}
         self.net = networks.build(**card["network"])
@@ -95,4 +102,5 @@ class HubModel(nn.Module, PyTorchModelHubMixin, library_name="simple-diffusion-m
     def pipeline(self) -> Pipeline:
         """Ready to draw as the card advises."""
         net = self.net.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # as `pipeline.load`
-        return Pipeline(pretrained.denoiser(net, self.card), self.card, Drawing.from_card(self.card))
+        device = next(net.parameters()).device
+        return Pipeline(pretrained.denoiser(net, self.card), self.card, Drawing.from_card(self.card), device=device)

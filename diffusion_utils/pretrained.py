@@ -194,8 +194,8 @@ def copy(name: str | Path, path: str | Path) -> None:
 
 
 def save(path: str | Path, denoiser: Denoiser, contents: dict, dtype: torch.dtype = torch.float16) -> None:
-    """Write weights (half precision by default) and card, each whole or not at all; of a network with adapters
-    those alone.
+    """Write weights (half precision by default) and card, each whole or not at all.  Of a network with adapters those
+    alone where the card says what they adapt, `lora`; else the sum.
 
     Args:
         path: ends in .safetensors; the card goes beside it as .json.
@@ -210,7 +210,7 @@ def save(path: str | Path, denoiser: Denoiser, contents: dict, dtype: torch.dtyp
     missing = _missing(contents)
     if path.suffix != ".safetensors" or missing:
         raise ValueError(f"the card lacks {', '.join(missing)}" if missing else f"{path} must end in .safetensors")
-    weights = lora.adapters(denoiser.net) if "lora" in contents else denoiser.net.state_dict()
+    weights = lora.adapters(denoiser.net) if "lora" in contents else lora.merge(denoiser.net).state_dict()
     weights = {key: value.detach().to("cpu", dtype).contiguous() for key, value in weights.items()}
     _check_finite(weights, path)
     contents = {"parameters": networks.count_parameters(denoiser.net), **contents}

@@ -58,3 +58,19 @@ def test_the_same_average_is_the_last_snapshot_and_a_shorter_one_is_refused():
     torch.testing.assert_close(mixture(profiles, profiles[-1]), torch.tensor([0.0, 0, 1]).double())
     with pytest.raises(ValueError, match="no mixture comes near"):
         mixture(profiles, exponential(30, 0.3, 30))
+
+
+def test_what_cannot_be_mixed_is_said():
+    profile = exponential(10, SHORT, 10)
+    for step in (0, -3, 11):
+        with pytest.raises(ValueError, match=rf"step must lie in \[1, 10\], not {step}"):
+            exponential(step, SHORT, 10)
+    with pytest.raises(ValueError, match="no snapshots to mix"):
+        mixture([], profile)
+    with pytest.raises(ValueError, match="no mixture comes near"):
+        mixture([0 * profile], profile)
+    snapshots = [{"weight": torch.ones(2), "count": torch.tensor(100)}] * 3
+    with pytest.raises(ValueError, match="3 snapshots and 2 shares"):
+        mix(snapshots, torch.tensor([0.5, 0.5]))
+    mixed = mix(snapshots, torch.tensor([0.3, 0.3, 0.4]))
+    assert mixed["count"] == 100 and mixed["count"].dtype == torch.int64

@@ -1025,7 +1025,8 @@ def test_a_student_is_tuned_from_weights_and_drawn_in_two_steps(tmp_path, few_ca
     counted = ("images_seen", "steps", "seconds")
     assert card["start"] == {"name": "weights"} | {name: about[name] for name in counted}
     assert card["images_seen"] == about["images_seen"] + 4 * 8
-    for option, value in (("condition", "body_type"), ("size", 8), ("schedule", "linear"), ("sigma-data", 0.4)):
+    values = {"condition": "body_type", "size": 8, "schedule": "linear", "sigma-data": 0.4, "prediction-type": "sample"}
+    for option, value in values.items():  # the last one is the default, and said all the same
         with pytest.raises(ValueError, match=f"brings its own .*: leave --{option} out"):
             train("--data", "stanford_cars", "--start", weights, f"--{option}", value, "--out", tmp_path / "no", *own)
     weights.unlink()

@@ -274,3 +274,19 @@ def test_a_reach_counts_squares_and_leaves_no_gradients():
     with torch.no_grad():
         own = reach(denoiser, pictures(20, size=8), 5)[0]
     assert own == pytest.approx(0.9) and denoiser.net.weights.grad is None
+
+
+def test_errors_and_reach_refuse_what_has_no_answer():
+    denoiser, images = Denoiser(Looks(3), linear(100), "sample"), pictures(4, size=8)
+    for t in (-1, 100):
+        for measure, asked in ((reach, t), (error_per_timestep, [50, t])):
+            with pytest.raises(ValueError, match=rf"timesteps must lie in \[0, 99\], not {t}"):
+                measure(denoiser, images, asked)
+    with pytest.raises(ValueError, match="4 pictures and 2 conditions"):
+        error_per_timestep(denoiser, images, [5], cond=torch.zeros(2, 1))
+    with pytest.raises(ValueError, match="the pictures do not differ"):
+        error_per_timestep(denoiser, images[:1], [5])
+    blank = Denoiser(lambda x, t: 0 * x, linear(100), "sample")
+    blank.net.parameters = lambda: iter(())
+    with pytest.raises(ValueError, match="does not depend on x_t"):
+        reach(blank, images, 5)

@@ -104,3 +104,12 @@ def test_pictures_of_bytes_and_several_timesteps_are_refused(cars):
         ideal.Ideal(toy_cars.load(2, 16).images, SCHEDULE)
     with pytest.raises(ValueError, match="one timestep for the whole batch"):
         ideal.Ideal(cars, SCHEDULE)(cars[:2], torch.tensor([3, 4]))
+
+
+@pytest.mark.parametrize("kind", [ideal.Ideal, ideal.Gaussian])
+def test_pictures_of_another_range_or_shape_are_refused(cars, kind):
+    with pytest.raises(ValueError, match="numbers from .* to .*: see data.to_float"):
+        kind(127.5 * (cars + 1), SCHEDULE)
+    with pytest.raises(ValueError, match=r"the pictures known are \(3, 16, 16\): give shape="):
+        kind(cars, SCHEDULE)(torch.zeros(1, 3, 8, 32), torch.tensor([3]))
+    ideal.Ideal(cars, SCHEDULE, 3, anywhere=True)(torch.zeros(1, 3, 8, 12), torch.tensor([3]))  # has no place

@@ -43,6 +43,16 @@ def test_diffusers_draws_our_pictures_with_our_weights(pipe, how, sampler, name)
     assert not torch.allclose(other, ours.x_t, atol=1e-2)  # the check above can fail
 
 
+@pytest.mark.parametrize("name", ["DDIMScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"])
+def test_where_nothing_is_left_at_the_end_diffusers_draws_all_the_same(tiny_denoiser, name):
+    denoiser, card = tiny_denoiser(schedule="flow", size=16, num_train_timesteps=1000)
+    pipe = pipeline.Pipeline(denoiser, card)
+    *_, ours = pipe.trajectory(SEEDS, sampler="ddim", steps=10)
+    theirs = drawn_by(getattr(diffusers, name)(**interop.scheduler_config(denoiser.schedule)), pipe)
+    difference = (theirs - ours.x_t).abs()
+    assert difference.max() < 1e-4 if name == "DDIMScheduler" else difference.mean() < 0.1
+
+
 def test_diffusers_own_pipeline_takes_it(pipe):
     scheduler = diffusers.DDIMScheduler(**interop.scheduler_config(pipe.denoiser.schedule))
     unet = interop.DiffusersModel(pipe.guided(SEEDS, "dog"), pipe.size)
@@ -59,6 +69,8 @@ def test_a_model_for_diffusers_knows_its_shape_and_answers_one_timestep_for_all(
     x, t = torch.randn(2, 3, 8, 8), torch.tensor([40, 40])
     assert (model.config.sample_size, model.dtype, str(model.device)) == (8, torch.float32, "cpu")
     assert torch.equal(model(x, 40, return_dict=False)[0], denoiser(x, t).clamp(-1, 1))
+    with pytest.raises(ValueError, match="x_t is torch.float16: leave the model as it is, float32"):
+        model(x.half(), 40)
     guided = Guided(denoiser, time_shift=5)
     assert torch.equal(interop.DiffusersModel(guided, 8)(x, t).sample, denoiser(x, t + 5).clamp(-1, 1))
 
@@ -70,5 +82,7 @@ def test_the_hubs_mixin_saves_weights_with_their_card_and_loads_them(tmp_path, t
     again, before = interop.HubModel.from_pretrained(tmp_path / "shared").pipeline(), pipeline.load(str(weights))
     assert again.card == before.card and again.aspect == 1.5 and again.drawing == before.drawing
     assert torch.equal(again(SEEDS, "dog", steps=4), before(SEEDS, "dog", steps=4))
+    with pytest.raises(ValueError, match="the card lacks size"):
+        interop.HubModel({name: entry for name, entry in pretrained.card(weights).items() if name != "size"})
     with pytest.raises(ValueError, match="draw latents: share their folder"):
         interop.HubModel(pretrained.card("stanford-cars-latent"))

@@ -59,6 +59,21 @@ def test_it_begins_as_the_network_it_adapts_and_learns_few_numbers():
     assert all(torch.equal(stored[name], value) for name, value in frozen.items())
 
 
+def test_a_rank_that_adapts_nothing_is_refused():
+    with pytest.raises(ValueError, match="adapters of rank 500 would be as large as the weights themselves: lower"):
+        lora.add(new(), 500)
+
+
+def test_without_a_word_of_adapters_on_the_card_the_sum_is_saved(tmp_path, tiny_denoiser):
+    denoiser, card = tiny_denoiser()
+    lora.add(denoiser.net, 1)
+    with torch.no_grad():
+        denoiser.net.encoder[0].conv1.parametrizations.weight[0].up += 1
+    pretrained.save(tmp_path / "sum.safetensors", denoiser, card, torch.float32)
+    x, t = torch.randn(2, 3, 8, 8), torch.tensor([5, 50])
+    torch.testing.assert_close(pretrained.load(tmp_path / "sum.safetensors")(x, t), denoiser(x, t))
+
+
 def test_the_adapted_weight_is_the_papers():
     net = new()
     weight = net.encoder[0].conv1.weight.detach().clone()
@@ -158,6 +173,8 @@ def test_adapters_refuse_another_base_or_none(adapted, base, tiny_weights):
     tiny_weights(base, seed=9, **{k: v for k, v in pretrained.card(base).items() if k in ("network", "size")})
     with pytest.raises(ValueError, match="holds adapters of other weights than .* are now: train them again"):
         pretrained.load(adapted)
+    with pytest.raises(ValueError, match=r"adapts other weights than .*cars.safetensors holds now: put those back"):
+        parse(["train", "--resume", "--steps", "5", "--out", str(adapted.parent)])()
     base.unlink()
     with pytest.raises(ValueError, match="cars.safetensors, which is missing: it must be kept with them"):
         pretrained.load(adapted)

@@ -491,9 +491,14 @@ def test_an_own_page_draws_what_python_draws_at_its_own_aspect(browser, own, nam
 
 def test_a_page_replaces_a_page_and_nothing_else(own, tmp_path, capsys):
     folder, weights = own["things"]
-    (folder / "old.txt").touch()
+    (folder / "models/old.onnx").touch()
     export.export((str(weights),), page=folder)
-    assert not (folder / "old.txt").exists() and (folder / "models/network.onnx").exists()
+    assert not (folder / "models/old.onnx").exists() and (folder / "models/network.onnx").exists()
+    (folder / "CNAME").touch()  # the user's own
+    with pytest.raises(ValueError, match=r"holds something that is no such page \(CNAME\)"):
+        export.export((str(weights),), page=folder)
+    assert (folder / "CNAME").exists()
+    (folder / "CNAME").unlink()
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/a.jpg").touch()
     for arguments, said in (
@@ -505,6 +510,29 @@ def test_a_page_replaces_a_page_and_nothing_else(own, tmp_path, capsys):
         assert main(["export", "--weights", str(weights), *map(str, arguments)]) == 1
         assert said in capsys.readouterr().err
     assert {path.name for path in tmp_path.iterdir()} == {"photos"}
+
+
+@pytest.mark.parametrize(
+    "card, named",
+    [
+        ({"drawing": {"sampler": "ddim"}}, "draws by ddim"),
+        ({"drawing": {"sampler": "dpm_solver_pp", "timestep_spacing": "linspace"}}, "trailing and clipped, alone"),
+        ({"size": 10}, "multiples of 4"),
+        ({"num_train_timesteps": 100}, "1000 timesteps"),
+    ],
+)
+def test_a_page_refuses_what_it_would_draw_in_another_way(tmp_path, tiny_weights, card, named):
+    weights = tiny_weights(tmp_path / "mine.safetensors", **{"num_train_timesteps": 1000, "size": 8} | card)
+    with pytest.raises(ValueError, match=named):
+        export.export((str(weights),), page=tmp_path / "page")
+    assert not (tmp_path / "page").exists()
+
+
+def test_sliders_of_an_own_page_reach_what_its_network_is_advised():
+    about = {"parameters": 1, "guidance_scale": 7.5, "steps": 100, "guided": True}
+    index = pages.own_index("mine", about)
+    assert 'max="7.5" step="0.1" value="7.5"' in index and 'min="2" max="100" value="100"' in index
+    assert 'min="1" max="50" value="1"' in pages.own_index("mine", about | {"steps": 1})
 
 
 def test_the_runtime_is_fetched_once_checked_and_kept(tmp_path, monkeypatch):

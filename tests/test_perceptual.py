@@ -172,3 +172,7 @@ def test_features_go_with_pictures_that_a_denoiser_answers(options):
         TrainConfig(feature_weight=0.1, **options)
     with pytest.raises(ValueError, match="pictures, not latents"):
         Run(Path("x"), autoencoder="stanford-cars-autoencoder-4", config=TrainConfig(feature_weight=0.1))
+    with pytest.raises(ValueError, match="shift moves pictures by pixels, not latents"):
+        Run(Path("x"), autoencoder="stanford-cars-autoencoder-4", config=TrainConfig(shift=1))
+    with pytest.raises(ValueError, match="not latents: give uint8 pictures"):
+        next(train(TrainConfig(feature_weight=0.1, steps=1), torch.randn(4, 3, 8, 8)))

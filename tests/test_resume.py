@@ -244,6 +244,11 @@ def test_a_branch_takes_over_weights_average_and_optimizer(tmp_path, optimizer):
     for key, name in shared:
         torch.testing.assert_close(now[key][name], decay[name] * then[key][name] + new[key][name])
     assert all(now[key]["step"] == then[key]["step"] + 1 for key in then if "step" in then[key])
+    decaying = replace(still, weight_decay=0.5)
+    list(train(decaying, pictures(), tmp_path / "decaying", branch=tmp_path / "trunk"))
+    groups = load_checkpoint(tmp_path / "decaying" / "checkpoint.pt")["optimizer"]["param_groups"]
+    assert before["optimizer"]["param_groups"][0]["weight_decay"] != 0.5
+    assert all(group["weight_decay"] == 0.5 for group in groups)
     again = list(train(replace(still, steps=3), pictures(), tmp_path / "branch", True, branch="nowhere"))
     assert again[-1].step == 3  # resumed, it goes on from its own checkpoint
 

@@ -26,6 +26,7 @@ from diffusion_utils.commands.figures import figures
 from diffusion_utils.commands.sample import sample
 from diffusion_utils.commands.train import OPEN, branched_run, stored_run, train
 from diffusion_utils.pipeline import Drawing
+from diffusion_utils.pretrained import NEEDED
 from diffusion_utils.training import Run
 
 COMMANDS = {f.__name__: f for f in (train, sample, evaluate, figures, export, download)}
@@ -112,6 +113,10 @@ def _default_run(arguments: list[str]) -> Run:
         return stored_run(out)
     if branch := next((Path(value) for flag, value in pairs if flag == "--branch" and value), None):
         return replace(branched_run(branch), out=tyro.MISSING)
+    if any(flag == "--start" and value for flag, value in pairs):
+        said = {word.replace("_", "-").replace("--no-", "--") for word in words if word.startswith("--")}
+        for name in (name.replace("_", "-") for name in NEEDED if f"--{name.replace('_', '-')}" in said):
+            raise ValueError(f"--start brings its own {name.replace('-', '_')}: leave --{name} out")
     return Run(out=tyro.MISSING, config=OPEN)
 
 

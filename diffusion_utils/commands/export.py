@@ -72,13 +72,30 @@ def write_page(weights: str, folder: Path) -> None:
     """Write a page that draws with some weights, whole or not at all; it takes the place of an earlier one.
 
     Raises:
-        ValueError: `folder` holds something that is no such page; or as `write_onnx` does.
+        ValueError: `folder` holds something that is no such page; weights for whose way of drawing it has no program;
+            or as `write_onnx` does.
         OSError: the runtime could not be fetched, or a file not be written.
     """
-    there = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    if there and not {"manifest.json", "sw.js"} <= there:
-        raise ValueError(f"{folder} holds something that is no such page: move it away, or name another folder")
     contents, path = pages.manifest(), Path(weights)
+    there = {each.name for each in folder.iterdir()} if folder.exists() else set()
+    foreign = sorted(there - {*contents["page"], "models", "vendor"})
+    if foreign or there and not {"manifest.json", "sw.js"} <= there:
+        raise ValueError(
+            f"{folder} holds something that is no such page ({', '.join((foreign or sorted(there))[:3])}): move it "
+            "away, or name another folder"
+        )
+    pipe = pipeline.load(weights)
+    how, length = pipe.settled(), pipe.denoiser.schedule.num_train_timesteps
+    if how.sampler != "dpm_solver_pp" or how.timestep_spacing not in (None, "trailing") or how.clip_sample is False:
+        raise ValueError(
+            f"{weights} draws by {how.sampler}, and the page by dpm_solver_pp, trailing and clipped, alone: --out "
+            "writes the network without a page"
+        )
+    if pipe.size % 4 or length != 1000:
+        raise ValueError(
+            f"the page draws sizes that are multiples of 4, with 1000 timesteps, and {weights} has {pipe.size} and "
+            f"{length}: --out writes the network without a page"
+        )
     title = path.absolute().parent.name if path.stem == "weights" else path.stem
     with replaced(folder.absolute()) as new:
         graph = write_onnx(weights, new / "models", contents["models"][0])

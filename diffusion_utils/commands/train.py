@@ -165,6 +165,7 @@ class Job:
         if self.source and Path(self.source).absolute() != Path(self.run.autoencoder).absolute():
             pretrained.copy(self.source, self.run.autoencoder)
         more = {"before": self.before, "fingerprint": self.pictures.fingerprint, "mirrored": self.mirrored}
+        more |= {"lora": self.card["lora"]} if "lora" in self.card else {}
         write_json(self.run.out / RUN, self.run.to_json() | more)
         count = len(self.pictures.images)
         spared = f"{len(self.held_out)} held out to measure with"
@@ -282,6 +283,11 @@ def prepare(run: Run) -> Job:
         sigma_data = root_mean_square(images) if config.prediction_type == "edm" else TrainConfig.sigma_data
     # Latents are mirrored as pictures, before.
     config = replace(config, network=network, sigma_data=sigma_data, flip=mirrored and not autoencoder)
+    adapted = pretrained.lora_entry(run.start, config.lora) if config.lora else None
+    if adapted and stored.get("lora", adapted)["sha256"] != adapted["sha256"]:
+        raise ValueError(
+            f"{run.out} adapts other weights than {run.start} holds now: put those back, or choose another folder"
+        )
     card = {
         **{name: getattr(config, name) for name in (*pretrained.NEEDED, "sigma_data")},
         "size": run.size,
@@ -290,7 +296,7 @@ def prepare(run: Run) -> Job:
         **({"drawing": CONSISTENCY_DRAWING} if config.objective == "consistency" else {}),
         **({"autoencoder": run.autoencoder} if autoencoder else {}),
         **({"start": before} if before else {}),
-        **({"lora": pretrained.lora_entry(run.start, config.lora)} if config.lora else {}),
+        **({"lora": adapted} if adapted else {}),
         "data": description,
         "licence": pictures.licence,
         **pretrained.machine(),
@@ -328,8 +334,9 @@ def stored_run(out: Path) -> Run:
 
 def branched_run(out: Path) -> Run:
     """The same of a command line that branches off from it: with other pictures in its batches, and no warm-up."""
-    stored = stored_run(out)
-    config = replace(stored.config, seed=stored.config.seed + 1, warmup_steps=0)
+    stored, (_, contents) = stored_run(out), Run.from_folder(out)
+    flip = contents.get("mirrored", stored.config.flip or bool(stored.autoencoder))  # latents are, as pictures
+    config = replace(stored.config, flip=flip, seed=stored.config.seed + 1, warmup_steps=0)
     return replace(stored, resume=False, start=None, branch=str(out), config=config)
 
 

@@ -16,6 +16,12 @@ def _device(denoiser: Denoiser) -> torch.device:
     return next((p.device for p in denoiser.net.parameters()), torch.device("cpu"))
 
 
+def _check_timesteps(denoiser: Denoiser, timesteps: Sequence[int]) -> None:
+    last = denoiser.schedule.num_train_timesteps - 1
+    if unknown := [t for t in timesteps if not 0 <= t <= last]:
+        raise ValueError(f"timesteps must lie in [0, {last}], not {unknown[0]}")
+
+
 @torch.no_grad()
 def error_per_timestep(
     denoiser: Denoiser,
@@ -34,11 +40,20 @@ def error_per_timestep(
         timesteps: which t to measure, each in [0, T-1].
         seed: of the noise, the same at every timestep.
         cond: the condition of each picture, one row each; None: unconditional.
+
+    Raises:
+        ValueError: pictures that do not differ, conditions that are not as many, or a timestep that there is not.
+        FloatingPointError: an error that is not finite.
     """
     device = _device(denoiser)
+    _check_timesteps(denoiser, timesteps)
+    if cond is not None and len(cond) != len(images):
+        raise ValueError(f"there are {len(images)} pictures and {len(cond)} conditions: give one for each")
     # Variance around the mean picture: what is left to know once one has seen the whole set.
     pictures = as_float(images)
     variance = (pictures - pictures.mean(0)).square().mean().item()
+    if not variance:
+        raise ValueError("the pictures do not differ, so there is no variance to compare with: give several")
     noise = torch.randn(pictures.shape, generator=generator(seed))
     errors = []
     for t in timesteps:
@@ -72,7 +87,11 @@ def reach(denoiser: Denoiser, images: Tensor, t: int, seed: int = 0) -> Tensor:
     Returns:
         (max(H, W),), means over the pictures: the share within 0, 1, 2 … pixels, counted along rows or along
         columns, whichever are more.
+
+    Raises:
+        ValueError: a number of x̂₀ that does not depend on x_t, or a timestep that there is not.
     """
+    _check_timesteps(denoiser, [t])
     device, random = _device(denoiser), generator(seed)
     x0 = as_float(images).to(device)
     count, channels, height, width = x0.shape
@@ -86,7 +105,10 @@ def reach(denoiser: Denoiser, images: Tensor, t: int, seed: int = 0) -> Tensor:
     sensitivity = gradient.square().sum(1)
     rows, columns = torch.arange(height, device=device)[:, None], torch.arange(width, device=device)
     distance = torch.maximum((rows - row).abs(), (columns - column).abs())
-    sensitivity = sensitivity / sensitivity.sum((1, 2), keepdim=True)
+    total = sensitivity.sum((1, 2), keepdim=True)
+    if not (total.isfinite() & (total > 0)).all():
+        raise ValueError("x̂₀ does not depend on x_t, at least in one picture: the network is untrained, or damaged")
+    sensitivity = sensitivity / total
     return torch.stack([(sensitivity * (distance <= far)).sum((1, 2)).mean() for far in range(max(height, width))])
 
 

@@ -35,13 +35,19 @@ class LowRank(nn.Module):
 
 def add(net: nn.Module, rank: int) -> None:
     """Freeze a network, and put adapters beside the weights of its convolutions and linear layers, wherever two thin
-    matrices are fewer numbers than the weight."""
+    matrices are fewer numbers than the weight.
+
+    Raises:
+        ValueError: they are so nowhere.
+    """
     net.requires_grad_(False)
     for name, layer in [*net.named_modules()]:
         if name.endswith(ANEW):
             layer.requires_grad_(True)
         elif isinstance(layer, LAYERS) and rank * sum(layer.weight.flatten(1).shape) < layer.weight.numel():
             parametrize.register_parametrization(layer, "weight", LowRank(layer.weight, rank))
+    if not any(parametrize.is_parametrized(layer) for layer in net.modules()):
+        raise ValueError(f"adapters of rank {rank} would be as large as the weights themselves: lower lora")
 
 
 def adapters(net: nn.Module) -> dict[str, Tensor]:

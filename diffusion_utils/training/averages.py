@@ -17,7 +17,13 @@ FURTHEST = 0.5  # from the wanted profile to that of a mixture, as a share of it
 
 def exponential(step: int, decay: float, steps: int) -> Tensor:
     """The profile of the average that `ema_update(decay)` keeps, after `step` of `steps`: how much the weights after
-    step 1, 2, … count in it, float64 (steps,), summing to 1."""
+    step 1, 2, … count in it, float64 (steps,), summing to 1.
+
+    Raises:
+        ValueError: a step that is not one of 1 … `steps`.
+    """
+    if not 1 <= step <= steps:
+        raise ValueError(f"step must lie in [1, {steps}], not {step}")
     decays = torch.tensor([average_decay(decay, n) for n in range(steps)], dtype=torch.float64)
     decays[0] = 0  # the average begins as the weights after the first step
     kept = decays.clamp(min=1e-300).log().cumsum(0)
@@ -39,17 +45,29 @@ def mixture(profiles: Sequence[Tensor], wanted: Tensor) -> Tensor:
     Raises:
         ValueError: nothing comes near it: it is shorter than what was kept, or snapshots are too few.
     """
+    if not profiles:
+        raise ValueError("there are no snapshots to mix: keep some while the run goes on")
     given = torch.stack([*profiles], dim=1)
     shares = torch.linalg.lstsq(given, wanted[:, None]).solution[:, 0]
     shares = shares / shares.sum()
-    if (given @ shares - wanted).norm() > FURTHEST * wanted.norm():
+    if not (given @ shares - wanted).norm() <= FURTHEST * wanted.norm():  # nor what is no number
         raise ValueError("no mixture comes near the wanted average: keep more snapshots, of shorter averages")
     return shares
 
 
 def mix(snapshots: Sequence[Mapping[str, Tensor]], shares: Tensor) -> dict[str, Tensor]:
-    """The weighted sum of state dictionaries, summed in float64, each value in its own type."""
+    """The weighted sum of state dictionaries, summed in float64, each value in its own type; counts, in whole numbers,
+    are the last one's.
+
+    Raises:
+        ValueError: not one share for each snapshot.
+    """
+    if len(shares) != len(snapshots):
+        raise ValueError(f"there are {len(snapshots)} snapshots and {len(shares)} shares: give one for each")
+    pairs = [*zip(shares.tolist(), snapshots)]
     return {
-        name: sum(share * snapshot[name].double() for share, snapshot in zip(shares.tolist(), snapshots)).to(last.dtype)
+        name: sum(share * snapshot[name].double() for share, snapshot in pairs).to(last.dtype)
+        if last.is_floating_point()
+        else last
         for name, last in snapshots[-1].items()
     }

@@ -233,6 +233,8 @@ class Run:
             )
         if self.autoencoder and self.config.feature_weight:
             raise ValueError("feature_weight compares pictures, not latents: leave it or --autoencoder out")
+        if self.autoencoder and self.config.shift:
+            raise ValueError("shift moves pictures by pixels, not latents: leave it or --autoencoder out")
         if self.autoencoder and self.condition == "low_resolution":
             raise ValueError("super-resolution works on pixels here: leave --autoencoder out")
 

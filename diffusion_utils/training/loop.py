@@ -127,6 +127,8 @@ def train(
     if config.lora and start is None and branch is None and not resumed:
         raise ValueError("lora adapts a trained network: give start (--start WEIGHTS)")
     _check_images(images)
+    if config.feature_weight and images.dtype != torch.uint8:
+        raise ValueError("feature_weight compares pictures, not latents: give uint8 pictures, or leave it out")
     config.progress(0, 0)  # an error where there is no budget, before anything is done
     accelerator = _accelerator(config)
     if accelerator.device.type == "cpu":
@@ -190,8 +192,8 @@ def _steps(
     with stop_on_signal() as stop_asked:
         while progress < 1 and not stop:
             learning_rate = config.learning_rate_at(state.step, progress)
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate
+            for group in optimizer.param_groups:  # a branch has its trunk's groups, but its own settings
+                group["lr"], group["weight_decay"] = learning_rate, config.weight_decay
             loss = objective(batches[state.step], progress)
             accelerator.backward(scaler.scale(loss))  # a scaler that is not enabled changes nothing
             scaler.unscale_(optimizer)
