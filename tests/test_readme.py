@@ -82,12 +82,16 @@ def advised(name):
 
 
 def test_the_weights_are_drawn_with_in_the_best_of_these_ways():
+    """By both late layers; what is better by the early one has less recall, as RESULTS.md says."""
     rows = [row for row in report.read("guidance-stanford-cars-1m") if row.get("part") == "validation"]
     rows = [row for row in rows if row["images_seen"] == pretrained.card("stanford-cars-1m")["images_seen"]]
     assert len(rows) > 2
-    for ruler in ("kid", "kid_lite2", "kid_early"):
+    for ruler in ("kid", "kid_lite2"):
         best = min(rows, key=lambda row: row["generated"][ruler])
         assert drawn_as(best) == advised("stanford-cars-1m")
+    for row in rows:
+        worse = row["generated"]["kid_early"] >= best["generated"]["kid_early"]
+        assert worse or row["generated"]["recall"] < best["generated"]["recall"]
 
 
 def test_the_times_of_drawing_were_measured_with_the_weights_that_ship():
