@@ -94,7 +94,7 @@ def large_scale(monkeypatch):
 def test_a_step_that_overflows_is_skipped_and_counted(tmp_path, large_scale, optimizer):
     run = config(steps=20, checkpoint_every=1, optimizer=optimizer, mixed_precision="fp16")
     torch.manual_seed(0)
-    net, skipped = networks.build(**TINY), 0  # as the run begins
+    net, skipped = networks.build(**TINY).to(memory_format=torch.channels_last), 0  # as the run begins
     objective = make_objective(run, Denoiser(Network(net, CPU, "fp16"), run.make_schedule(), "sample"))
     for record in train(run, pictures(), tmp_path):
         # Each step sees the batch of its number, whatever was skipped.
