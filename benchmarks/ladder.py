@@ -418,7 +418,7 @@ class Stretch:
 
         def keep(record: StepRecord) -> None:
             if not record.step % SNAPSHOT_STEPS:
-                weights = {name: value.clone() for name, value in record.denoiser.net.state_dict().items()}
+                weights = {name: value.contiguous() for name, value in record.denoiser.net.state_dict().items()}
                 path = folder / "snapshots" / f"{record.step:06}.safetensors"
                 write_atomically(path, lambda temporary: save_file(weights, temporary))
 
