@@ -1,8 +1,10 @@
-"""The small network beside U-Nets of 36 to 114 million parameters, for equal minutes on one machine.
+"""The small network beside U-Nets of 1 to 114 million parameters, for equal minutes on one machine, or equally many
+pictures.
 
     pip install denoising-diffusion-pytorch smalldiffusion diffusers
     OMP_NUM_THREADS=2 python benchmarks/peers.py --size 32 --minutes 8 --count 256      # a CPU
     python benchmarks/peers.py --size 64 --minutes 8 --count 2048                        # a GPU
+    python benchmarks/peers.py ours "plain U-Net, 1 M" --size 32 --images 400000 --count 256 --out longer.json
     python benchmarks/peers.py ours --size 32 --minutes 8 --count 256 --shipped stanford-cars-1m
 
 Every peer keeps what it is known for, as published: network, noise schedule, what it predicts, loss,
@@ -16,7 +18,8 @@ STANFORD_CARS_ROOT points.  --shipped sets weights of the package beside them, w
 to learn.
 
 Writes benchmarks/results/peers-SIZE-DEVICE.json, a peer at a time; what it holds already is not
-measured again.
+measured again, and a training that was interrupted goes on from its last checkpoint (every five
+minutes, in runs/peers).
 """
 
 import resource
@@ -41,7 +44,7 @@ from diffusion_utils import networks, pipeline, pretrained
 from diffusion_utils.commands.sample import DEVICE
 from diffusion_utils.data import sets, to_uint8
 from diffusion_utils.evaluation import Reference
-from diffusion_utils.files import keep_freed_memory
+from diffusion_utils.files import keep_freed_memory, write_atomically
 from diffusion_utils.networks.presets import PRESETS
 from diffusion_utils.plotting import save_grid
 from diffusion_utils.prediction import Denoiser, target
@@ -53,6 +56,7 @@ from diffusion_utils.training.batches import make_batch
 from diffusion_utils.training.optimizers import MovingAverage, Muon, ema_update
 
 SAMPLER, STEPS = "dpm_solver_pp", 20
+CHECKPOINT_EVERY = 300  # seconds of training
 
 
 def l1(output: Tensor, wanted: Tensor, alpha: Tensor) -> Tensor:
@@ -217,6 +221,14 @@ PEERS = {
         loss=l1,
         batch_size=128,
     ),
+    "plain U-Net, 1 M": Peer(
+        "the same with an eighth of its widths (8, 16, 32, 64, 128), and so as many parameters as ours",
+        lambda size: PlainUNet((8, 16, 32, 64, 128)),
+        plain_schedule,
+        lambda net: Adam(net.parameters(), 1e-3),
+        loss=l1,
+        batch_size=128,
+    ),
     "denoising-diffusion-pytorch": Peer(
         "Unet(dim=64) with GaussianDiffusion's defaults (v, sigmoid schedule), trained as in the README",
         ddpm_pytorch_unet,
@@ -242,9 +254,16 @@ PEERS = {
 }
 
 
-def fit(peer: Peer, size: int, images: Tensor, device: torch.device, **budget: float) -> tuple[Denoiser, dict]:
-    """Train within a budget (minutes=8, or steps=100); returns the averaged network as a denoiser, and
-    what it took."""
+def fit(
+    peer: Peer, size: int, pictures: Tensor, device: torch.device, checkpoint: Path | None = None, **budget: float
+) -> tuple[Denoiser, dict]:
+    """Train within a budget (minutes=8, images=100_000, or steps=100); returns the averaged network as a denoiser, and
+    what it took.
+
+    Args:
+        checkpoint: a file that is written every `CHECKPOINT_EVERY` seconds; where it is there, the training goes on
+            from it.
+    """
     torch.manual_seed(0)
     net = peer.build(size).to(device)
     ema = MovingAverage(net, multi_avg_fn=ema_update(0.999)).eval()
@@ -257,12 +276,19 @@ def fit(peer: Peer, size: int, images: Tensor, device: torch.device, **budget: f
         warmup_steps=peer.warmup_steps,
         num_train_timesteps=schedule.num_train_timesteps,
     )
-    images, step, seconds, progress = images.to(device), 0, 0.0, 0.0
+    parts = {"net": net, "ema": ema, "optimizer": optimizer}
+    pictures, step, seconds, memory = pictures.to(device), 0, 0.0, 0
+    if checkpoint and checkpoint.exists():
+        saved = torch.load(checkpoint, map_location=device, weights_only=True)
+        step, seconds, memory = saved["step"], saved["seconds"], saved["peak_memory_mib"]
+        for name, part in parts.items():
+            part.load_state_dict(saved[name])
+    progress = config.progress(step, seconds)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    started = time.perf_counter()
+    started, last_saved = time.perf_counter() - seconds, seconds
     while progress < 1:
-        x0, noise, t = make_batch(images, step, config)
+        x0, noise, t = make_batch(pictures, step, config)
         alpha, sigma = schedule.alpha_sigma(t, like=x0)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16_is_native(device)):
             output = net(alpha * x0 + sigma * noise, t)
@@ -277,10 +303,15 @@ def fit(peer: Peer, size: int, images: Tensor, device: torch.device, **budget: f
         loss.item()  # wait for the device, so that the clock is right
         step, seconds = step + 1, time.perf_counter() - started
         progress = config.progress(step, seconds)
-    settle_batch_norm(ema.module, (make_batch(images, step + i, config) for i in range(20)), schedule)
+        if checkpoint and seconds - last_saved >= CHECKPOINT_EVERY:
+            memory, last_saved = max(memory, peak_memory_mib(device)), seconds
+            state = {name: part.state_dict() for name, part in parts.items()}
+            state |= dict(step=step, seconds=seconds, peak_memory_mib=memory)
+            write_atomically(checkpoint, lambda path, state=state: torch.save(state, path))
+    settle_batch_norm(ema.module, (make_batch(pictures, step + i, config) for i in range(20)), schedule)
     seen = step * peer.batch_size
     took = dict(steps=step, images_seen=seen, seconds=round(seconds, 1), images_per_second=round(seen / seconds, 1))
-    took["peak_memory_mib"] = peak_memory_mib(device)
+    took["peak_memory_mib"] = max(memory, peak_memory_mib(device))
     return Denoiser(ema.module, schedule, peer.prediction_type), took
 
 
@@ -311,7 +342,8 @@ def measure(name: str, args: "Peers") -> dict:
     peer, device = PEERS[name], torch.device(args.device)
     keep_freed_memory()
     pictures = sets.load("stanford_cars", args.size)
-    denoiser, took = fit(peer, args.size, pictures.images, device, minutes=args.minutes)
+    checkpoint = args.runs / f"{name}, {args.size} pixels, {args.amount}, {device.type}.pt"
+    denoiser, took = fit(peer, args.size, pictures.images, device, checkpoint, **args.budget)
     shape = (3, args.size, args.size)
 
     def draw(seeds: range) -> Tensor:
@@ -329,9 +361,10 @@ def measure(name: str, args: "Peers") -> dict:
     row = dict(peer=name, about=peer.about)
     row |= dict(parameters=networks.count_parameters(net), macs=networks.count_macs(net, shape))
     row |= dict(prediction_type=peer.prediction_type, schedule=denoiser.schedule.name, batch_size=peer.batch_size)
-    row |= dict(minutes=args.minutes, count=args.count, size=args.size, data=pictures.description) | took
+    row |= args.budget | dict(count=args.count, size=args.size, data=pictures.description) | took
     row |= dict(seconds_to_draw_16=round(median(seconds_for_16), 3), sampler=SAMPLER, sampler_steps=STEPS)
     row |= pretrained.machine() | Reference(pictures.images, pictures.held_out).evaluate(drawn)
+    checkpoint.unlink(missing_ok=True)  # what it was for is in the row
     return row | {"first_16": drawn[:16]}
 
 
@@ -341,7 +374,7 @@ def measure_shipped(name: str, args: "Peers") -> dict:
     pictures, pipe = sets.load("stanford_cars", args.size), pipeline.load(name, args.device)
     drawn = pipe(range(args.count)).float()
     drawn = F.interpolate(drawn, (args.size, args.size), mode="bicubic", antialias=True).round().clamp(0, 255)
-    row = dict(peer=name, about="weights of the package, after a training of their own", minutes=None)
+    row = dict(peer=name, about="weights of the package, after a training of their own", minutes=None, images=None)
     row |= dict(count=args.count, size=args.size, drawn_at=pipe.size, data=pictures.description)
     row |= {key: pipe.card[key] for key in ("parameters", "macs", "images_seen", "seconds")}
     row |= dict(drawing=asdict(pipe.drawing), trained_on=pipe.card["machine"]) | pretrained.machine()
@@ -354,12 +387,28 @@ class Peers:
         tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(help=f"Default: all of {', '.join(PEERS)}.")
     ] = ()
     size: int = 64  # Of the pictures, in pixels.
-    minutes: float = 8  # Of training, for each.
+    minutes: float | None = None  # Of training, for each; default: 8.
     count: int = 748  # How many pictures to draw for KID.
     device: str = DEVICE  # Where to train and draw, such as cpu or cuda.
     out: Path | None = None  # The JSON file; default: benchmarks/results/peers-SIZE-DEVICE.json.
     shipped: str | None = None  # Set these weights of the package beside the peers.
     one: bool = False  # Measure one peer in this very process; the command starts one for each.
+    images: int | None = None  # In place of --minutes: how many pictures each is trained on.
+    runs: Path = Path("runs/peers")  # The folder of what is needed to go on with a training.
+
+    def __post_init__(self) -> None:
+        if self.minutes is not None and self.images is not None:
+            raise ValueError("--minutes and --images: give one of them")
+        if self.minutes is None and self.images is None:
+            self.minutes = 8
+
+    @property
+    def budget(self) -> dict[str, float | None]:
+        return {"minutes": self.minutes, "images": self.images}
+
+    @property
+    def amount(self) -> str:
+        return f"{self.images:,} pictures" if self.images else f"{self.minutes:g} minutes"
 
     def __call__(self) -> None:
         names = chosen("peer", self.peers, PEERS)
@@ -374,18 +423,19 @@ class Peers:
             save_grid(row.pop("first_16"), out.with_name(f"{out.stem}-{names[0].replace(' ', '-')}.png"), 8)
             results.add(row)
             return
-        settings = {"minutes": self.minutes, "count": self.count, "size": self.size}
+        settings = {**self.budget, "count": self.count, "size": self.size}
         for name in names:
             PEERS[name].schedule()  # says now, not after the others' minutes, if its library is missing
         for name in names:
             if results.find({"peer": name, **settings}):
                 continue
-            print(f"{name}: {self.minutes:g} minutes of training", flush=True)
-            options = [f"--{key}={value}" for key, value in {**settings, "out": out, "device": self.device}.items()]
+            print(f"{name}: {self.amount} of training", flush=True)
+            given = {**settings, "out": out, "device": self.device, "runs": self.runs}
+            options = [f"--{key}={value}" for key, value in given.items() if value is not None]
             if failed := subprocess.run([sys.executable, __file__, name, "--one", *options]).returncode:
                 sys.exit(failed)  # its own process has said what went wrong
         results = Results(out)
-        rows = [row for row in results.rows if {key: row[key] for key in settings} == settings]
+        rows = [row for row in results.rows if {key: row.get(key) for key in settings} == settings]
         if self.shipped:  # measured anew each time: the weights may be others by now
             rows.append(measure_shipped(self.shipped, self))
             before = results.find({key: rows[-1][key] for key in ("peer", "count", "size")})

@@ -1,5 +1,6 @@
 """The benchmarks: their commands run, keep what they measured, and say what they lack."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -105,6 +106,7 @@ def test_a_peer_is_called_like_every_network_and_has_a_schedule(name):
         == {
             "ours": 996_972,
             "plain U-Net": 62_438_883,
+            "plain U-Net, 1 M": 989_467,
             "diffusers": 113_673_219,
             "denoising-diffusion-pytorch": 35_711_491,
             "smalldiffusion": 36_071_939,
@@ -209,6 +211,40 @@ def test_training_a_peer_learns(small_peer):
     with torch.no_grad():
         answer = denoiser.net(sigma * noise, t)  # mostly noise, and asked for the noise
     assert took["steps"] == 300 and (answer - noise).square().mean() < 0.8
+
+
+def test_an_interrupted_training_of_a_peer_goes_on_where_it_was(small_peer, tmp_path, monkeypatch):
+    images, peer = toy_cars.load(16, 16).images, peers.PEERS["small"]
+    steps, interrupted_at = 0, None
+
+    def batches(images, step, config, make=peers.make_batch):
+        nonlocal steps
+        steps += 1
+        if steps == interrupted_at:
+            raise KeyboardInterrupt
+        return make(images, step, config)
+
+    monkeypatch.setattr(peers, "make_batch", batches)
+    monkeypatch.setattr(peers, "CHECKPOINT_EVERY", 0)  # after every step
+    whole = peers.fit(peer, 16, images, torch.device("cpu"), images=24)
+    for interrupted_at in (4, None):
+        steps, stopped = 0, pytest.raises(KeyboardInterrupt) if interrupted_at else contextlib.nullcontext()
+        with stopped:
+            again = peers.fit(peer, 16, images, torch.device("cpu"), tmp_path / "it.pt", images=24)
+    assert steps == 3 + 20  # the other three of six, and what BatchNorm's statistics are taken of
+    assert again[1]["steps"] == 6 and again[1]["seconds"] > 0
+    for mine, theirs in zip(again[0].net.parameters(), whole[0].net.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
+
+
+def test_peers_are_trained_for_minutes_or_for_pictures(tmp_path, small_peer, monkeypatch):
+    monkeypatch.setattr(peers, "STEPS", 2)
+    own = ["small", "--one", "--size", "16", "--count", "6", "--device", "cpu", "--runs", str(tmp_path / "runs")]
+    peers.main([*own, "--images", "10", "--out", str(tmp_path / "peers.json")])
+    (row,) = json.loads((tmp_path / "peers.json").read_text())
+    assert (row["images"], row["minutes"], row["images_seen"]) == (10, None, 12)
+    with pytest.raises(ValueError, match="--minutes and --images: give one of them"):
+        peers.Peers(("small",), images=10, minutes=1)
 
 
 def test_batch_norms_statistics_become_those_of_the_averaged_weights():
