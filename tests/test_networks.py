@@ -494,6 +494,8 @@ def test_positions_say_row_and_column():
     assert torch.equal(found[2, 4], timestep_embedding(torch.tensor([2, 4]), 8).flatten())
     assert torch.equal(found[1, 0, :8], found[1, 4, :8]) and torch.equal(found[0, 3, 8:], found[2, 3, 8:])
     assert len(found.flatten(0, 1).unique(dim=0)) == 15
+    with pytest.raises(ValueError, match="dim must be a multiple of 4, not 6"):
+        grid_positions(4, 4, 6)
 
 
 @torch.no_grad()

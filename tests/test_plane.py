@@ -37,8 +37,9 @@ def test_a_ring_is_a_circle_and_moons_are_two_halves():
 def test_what_is_no_data_set_is_refused():
     with pytest.raises(ValueError, match="unknown data set 'star': choose one of car, ring, moons"):
         plane.points("star")
-    with pytest.raises(ValueError, match="count must be at least 2, not 1"):
-        plane.points("ring", 1)
+    for count in (1, 10.6):
+        with pytest.raises(ValueError, match=f"count must be a whole number of at least 2, not {count}"):
+            plane.points("ring", count)
 
 
 def test_a_mesh_runs_row_by_row():

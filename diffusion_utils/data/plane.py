@@ -6,7 +6,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from diffusion_utils.checks import suggestions
+from diffusion_utils.checks import suggestions, whole
 
 PlaneName = Literal["moons", "car", "ring"]
 PLANES = get_args(PlaneName)
@@ -27,12 +27,11 @@ def points(name: PlaneName, count: int = 600) -> Tensor:
         float32 (count, 2), x to the right and y upwards, with mean 0 and variance 1 (over both coordinates).
 
     Raises:
-        ValueError: unknown name, or fewer than two points.
+        ValueError: unknown name, fewer than two points, or no whole number of them.
     """
     if name not in PLANES:
         raise ValueError(f"unknown data set {name!r}: choose one of {suggestions(name, PLANES)}")
-    if count < 2:
-        raise ValueError(f"count must be at least 2, not {count}")
+    count = whole("count", count, least=2)
     lines = {"moons": _moons, "car": _car, "ring": _ring}[name]()
     found = torch.cat([_along(line, share) for line, share in zip(lines, _shares(lines, count))])
     found = found - found.mean(0)

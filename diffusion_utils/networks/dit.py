@@ -24,7 +24,12 @@ def grid_positions(height: int, width: int, dim: int, device: torch.device | Non
 
     Returns:
         float32 (height·width, dim), row by row.
+
+    Raises:
+        ValueError: dim is no multiple of 4.
     """
+    if dim % 4:
+        raise ValueError(f"dim must be a multiple of 4, not {dim}")
     rows, columns = (timestep_embedding(torch.arange(n, device=device), dim // 2) for n in (height, width))
     rows, columns = rows[:, None].expand(-1, width, -1), columns.expand(height, -1, -1)
     return torch.cat([rows, columns], dim=2).flatten(0, 1)
