@@ -342,8 +342,7 @@ def measure(name: str, args: "Peers") -> dict:
     peer, device = PEERS[name], torch.device(args.device)
     keep_freed_memory()
     pictures = sets.load("stanford_cars", args.size)
-    checkpoint = args.runs / f"{name}, {args.size} pixels, {args.amount}, {device.type}.pt"
-    denoiser, took = fit(peer, args.size, pictures.images, device, checkpoint, **args.budget)
+    denoiser, took = fit(peer, args.size, pictures.images, device, args.checkpoint(name), **args.budget)
     shape = (3, args.size, args.size)
 
     def draw(seeds: range) -> Tensor:
@@ -364,7 +363,6 @@ def measure(name: str, args: "Peers") -> dict:
     row |= args.budget | dict(count=args.count, size=args.size, data=pictures.description) | took
     row |= dict(seconds_to_draw_16=round(median(seconds_for_16), 3), sampler=SAMPLER, sampler_steps=STEPS)
     row |= pretrained.machine() | Reference(pictures.images, pictures.held_out).evaluate(drawn)
-    checkpoint.unlink(missing_ok=True)  # what it was for is in the row
     return row | {"first_16": drawn[:16]}
 
 
@@ -408,7 +406,11 @@ class Peers:
 
     @property
     def amount(self) -> str:
-        return f"{self.images:,} pictures" if self.images else f"{self.minutes:g} minutes"
+        return f"{self.minutes:g} minutes" if self.images is None else f"{self.images:,} pictures"
+
+    def checkpoint(self, name: str) -> Path:
+        device = torch.device(self.device).type
+        return self.runs / f"{name}, {self.size} pixels, {self.amount}, {device}.pt"
 
     def __call__(self) -> None:
         names = chosen("peer", self.peers, PEERS)
@@ -422,6 +424,7 @@ class Peers:
             row = measure(names[0], self)
             save_grid(row.pop("first_16"), out.with_name(f"{out.stem}-{names[0].replace(' ', '-')}.png"), 8)
             results.add(row)
+            self.checkpoint(names[0]).unlink(missing_ok=True)  # what it was for is written
             return
         settings = {**self.budget, "count": self.count, "size": self.size}
         for name in names:
