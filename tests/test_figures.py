@@ -32,6 +32,9 @@ def test_the_learning_curve_has_a_line_per_way_of_drawing(tmp_path, monkeypatch)
     second += [row(1_000_000, 0.1, **skipping), row(2_000_000, 0.05, **skipping), row(2_000_000, 0.1, guide="a")]
     (tmp_path / "curve-a.json").write_text(json.dumps(first))
     (tmp_path / "curve-b.json").write_text(json.dumps(second))
+    ends = [row(n, kid, part="test") for n, kid in ((4_000_000, 0.1), (2_000_000, 0.2))]
+    ends += [row(3_000_000, 0.1, part="validation"), row(3_000_000, 0.1, part="test", guidance_rescale=0.7)]
+    (tmp_path / "guidance-stanford-cars-1m.json").write_text(json.dumps(ends))
     drawn = []
     points = figures.points
     monkeypatch.setattr(figures, "points", lambda *given: drawn.append(given[0]) or points(*given))
@@ -42,6 +45,7 @@ def test_the_learning_curve_has_a_line_per_way_of_drawing(tmp_path, monkeypatch)
             "no time shift": [(0.25, 400, ""), (1, 300, "")],
             "time shift 30": [(0.25, 300, ""), (2, 200, "")],
             "time shift 30, skip-layer guidance, w = 3": [(1, 100, ""), (2, 50, "")],
+            "ends of stages: no time shift": [(2, 200, ""), (4, 100, "")],
         }
     ]
 

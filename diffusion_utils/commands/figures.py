@@ -297,18 +297,26 @@ def nearest_neighbours():
 
 @figure("learning_curve.svg")
 def learning_curve(results: Path = Path("benchmarks/results")):
-    """KID of the headline's snapshots against the pictures seen in training, for each way of drawing
-    that several were drawn in; measured by benchmarks/ways.py curve."""
-    rows = [row for path in sorted(results.glob("curve-*.json")) for row in json.loads(path.read_bytes())]
-    same = {"sampler": "dpm_solver_pp", "steps": 20, "seed": 0, "count": 748}
-    same |= dict.fromkeys(("guide", "interval", "condition"))
-    rows = [row for row in rows if all(row[key] == value for key, value in same.items())]
+    """KID of the headline's snapshots against the pictures seen in training, for each way of drawing that several were
+    drawn in (benchmarks/ways.py curve); and of the weights at the end of its stages, where the learning rate has fallen
+    to 0, against the test pictures (benchmarks/ways.py guidance)."""
+    same = {"sampler": "dpm_solver_pp", "steps": 20, "guide": None, "interval": None, "timestep_spacing": None}
+    rows = []
+    for path in [*sorted(results.glob("curve-*.json")), *results.glob("guidance-stanford-cars-1m.json")]:
+        snapshots = path.name.startswith("curve-")
+        part = dict(seed=0, count=748, condition=None) if snapshots else dict(part="test", guidance_rescale=None)
+        for row in json.loads(path.read_bytes()):
+            if all(row.get(key) == value for key, value in (same | part).items()):
+                rows.append(row | {"rate fell": not snapshots})
     lines = {}
-    for row in sorted(rows, key=lambda row: (row["guidance_scale"], row["time_shift"], row["images_seen"])):
+    order = ("rate fell", "guidance_scale", "time_shift", "images_seen")
+    for row in sorted(rows, key=lambda row: [row[key] for key in order]):
         name = f"time shift {row['time_shift']}" if row["time_shift"] else "no time shift"
         if row["guidance_scale"] != 1:
             kind = "skip-layer" if row["skip_layers"] else "classifier-free"
             name += f", {kind} guidance, w = {row['guidance_scale']:g}"
+        if row["rate fell"]:
+            name = f"ends of stages: {name}"
         lines.setdefault(name, []).append((row["images_seen"] / 1e6, 1000 * row["generated"]["kid"], ""))
     lines = {name: line for name, line in lines.items() if len(line) > 1}
     if not lines:
@@ -316,7 +324,8 @@ def learning_curve(results: Path = Path("benchmarks/results")):
         raise FileNotFoundError(f"{results} holds no two snapshots to compare: run {command} on a training")
     drawn = points(lines, "million pictures seen", "KID × 1000")
     above = (0.5, 1.0)  # where no line is
-    drawn.axes[0].legend(loc="lower center", bbox_to_anchor=above, ncols=2, frameon=False)
+    drawn.set_figheight(4.2)
+    drawn.axes[0].legend(loc="lower center", bbox_to_anchor=above, ncols=1, frameon=False)
     return drawn
 
 
@@ -342,14 +351,24 @@ def rulers(results: Path = Path("benchmarks/results")):
 @figure("peers-32-cpu.png")
 def peers(results: Path = Path("benchmarks/results")):
     """What each network of benchmarks/peers.py draws after equal minutes of training, seeds 0 … 7."""
+    return peers_of(results / "peers-32-cpu.json")
+
+
+@figure("peers-32-cpu-longer.png")
+def peers_longer(results: Path = Path("benchmarks/results")):
+    """What the small ones among them draw after equally many pictures, and a large one after an hour, seeds 0 … 7."""
+    return peers_of(results / "peers-32-cpu-longer.json")
+
+
+def peers_of(rows: Path):
     drawn, labels = [], []
-    for row in json.loads((results / "peers-32-cpu.json").read_bytes()):
-        grid = results / f"peers-32-cpu-{row['peer'].replace(' ', '-')}.png"
+    for row in json.loads(rows.read_bytes()):
+        grid = rows.with_name(f"{rows.stem}-{row['peer'].replace(' ', '-')}.png")
         if grid.exists():  # weights of the package have none
             pixels = torch.from_numpy(np.array(Image.open(grid).convert("RGB"))).permute(2, 0, 1)
             # As benchmarks/peers.py saves them: rows of eight, twice the size, a little apart.
             height, width = 2 * row["size"], round(2 * row["size"] * 4 / 3)
             starts = range(0, pixels.shape[2], round((pixels.shape[2] - width) / 7))
             drawn.append(torch.stack([pixels[:, :height, i : i + width] for i in starts]))
-            labels.append(f"{row['peer']}, {row['parameters'] / 1e6:.0f} M")
+            labels.append(f"{row['peer'].removesuffix(', 1 M')}, {row['parameters'] / 1e6:.0f} M")
     return strip(drawn, [f"seed {i}" for i in range(8)], labels, width=5)
