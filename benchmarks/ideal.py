@@ -47,9 +47,10 @@ class Likeness:
         noise = Noise(range(len(x0)), x0.shape[1:])()
         for t in TIMESTEPS:
             settings = {"t": t, "pictures": len(known), "count": len(x0), "patches": list(patches)}
-            if not results.find(settings):
+            weights = {"images_seen": card["images_seen"]}
+            if not results.find(settings | weights):  # a row of the weights before makes room
                 row = compare(denoiser, known, x0, noise, t, patches)
-                results.add({**settings, **row, **pretrained.machine()})
+                results.add({**settings, **weights, **row, **pretrained.machine()}, instead_of=results.find(settings))
             print(results.find(settings), flush=True)
 
 

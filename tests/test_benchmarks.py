@@ -413,6 +413,11 @@ def test_a_network_is_compared_with_ideal_denoisers_once(tmp_path, monkeypatch, 
         assert row["likeness"]["network"] == 1 and row["error"]["network"] > 0.3  # it has learnt nothing
     clear, noisy = (row["error"] for row in rows)
     assert clear["patch 3"] < min(clear["whole"], noisy["patch 3"]) and noisy["patch 3"] == pytest.approx(1, abs=0.1)
+    save(weights, images_seen=rows[0]["images_seen"] + 1)  # others of the same name take their place
+    ideal.main(command)
+    assert json.loads((tmp_path / "likeness-mine.json").read_text()) == [
+        row | {"images_seen": row["images_seen"] + 1} for row in rows
+    ]
     monkeypatch.setattr(ideal, "compare", None)  # would fail if it were called
     ideal.main(command)
 

@@ -110,6 +110,12 @@ def test_the_weights_that_ship_are_reported_as_their_card_says():
     assert row["images_seen"] == card["images_seen"] and drawn_as(row) == advised("stanford-cars-1m")
 
 
+def test_ideal_denoisers_were_compared_with_the_weights_that_ship():
+    card = pretrained.card("stanford-cars-1m")
+    assert {row["images_seen"] for row in report.read("likeness-stanford-cars-1m")} == {card["images_seen"]}
+    assert f"that of `stanford-cars-1m` (after {card['images_seen']:,} pictures), on four held-out" in RESULTS
+
+
 def test_peers_were_given_equal_minutes():
     rows = [row for row in report.read("peers-32-cpu") if row["minutes"]]
     assert len(rows) == 5 and {(row["minutes"], row["size"], row["count"]) for row in rows} == {(5, 32, 256)}
