@@ -561,6 +561,17 @@ def peers():
 
 
 @table
+def peers_longer():
+    yield "", "parameters:", "MACs:", "images seen:", "of training:", "KID × 1000:", "precision:", "recall:"
+    for row in read("peers-32-cpu-longer"):
+        size = f"{row['parameters'] / 1e6:.1f} M", f"{row['macs'] / 1e6:,.0f} M"
+        took, found = f"{row['seconds'] / 60:.0f} min", row["generated"]
+        kid = f"{thousand(found)} ± {1000 * found['kid_std']:.0f}"
+        variety = f"{found['precision']:.3f}", f"{found['recall']:.3f}"
+        yield row["peer"], *size, f"{row['images_seen']:,}", took, kid, *variety
+
+
+@table
 def ladder_weights():
     times = (99, 499, 899)
     head = "parameters:", "million MACs:", "KID × 1000:", *(f"t = {t}:" for t in times)

@@ -123,6 +123,13 @@ def test_peers_were_given_equal_minutes():
         assert f"{row['machine']}, {row['date']}, with a training on the other core" in RESULTS
 
 
+def test_longer_peers_were_given_equally_many_pictures_or_an_hour():
+    ours, small, large = report.read("peers-32-cpu-longer")
+    assert ours["images_seen"] == small["images_seen"] == 400_000 and large["minutes"] == 60
+    assert 0.9 < small["parameters"] / ours["parameters"] < 1.1
+    assert small["date"] == large["date"] and f"{large['machine']}, {large['date']}. The first two shared" in RESULTS
+
+
 def test_links_and_pictures_exist():
     targets = re.findall(r"\]\(([^)\s]+)\)", README + RESULTS)
     assert len(targets) > 10
